@@ -1,0 +1,29 @@
+"""What ends a command, and with which exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
+
+
+class UserError(Exception):
+    """The user's mistake, said in one or two lines that name the key, the value and the mend (exit 2)."""
+
+
+class RunFailed(Exception):
+    """A run that could not be finished for a reason that is not the user's wording (exit 1)."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; the checkpoint is written and the same command goes on (exit 75)."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean …?' for the nearest known word, else the known words themselves."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
