@@ -30,11 +30,11 @@ class Direction(StrEnum):
 class Optimizer(Protocol):
     """An optimiser with the run's schedule, clipping and precision: one call is one optimiser step."""
 
-    def step(self, loss: Tensor, step: int) -> Tensor:
+    def step(self, loss: Tensor, step: int) -> Tensor | None:
         """Clear gradients, run `loss` backward, clip, set the scheduled rate of `step` (counted from 0) and step.
 
-        Returns the gradient's total norm before clipping (0-d tensor, detached). After the call the averages
-        that follow the parameters have NOT been updated: that is the trainer's, once per train_step.
+        Returns the gradient's total norm before clipping (0-d tensor, detached), None where nothing is
+        clipped. The averages are not updated here: that is the trainer's, once a `train_step`.
         """
 
     def state_dict(self) -> dict[str, Any]: ...

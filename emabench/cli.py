@@ -1,0 +1,88 @@
+"""The command line: a word of `emabench/commands/` is a verb, anything else is a training run.
+
+A bare word is never a valid Hydra override, so the first word decides.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError, nearest
+from emabench.paths import PACKAGE
+
+HELP = """\
+emabench: does averaging the weights help, by how much, with which decay?
+
+  emabench [key=value …]        train one task, with its averages, and measure them
+  emabench -m key=v1,v2 …       the same for every combination (a Hydra multirun)
+{verbs}
+
+  emabench task=ddpm ema.decay=0.9999                one run
+  emabench task=ddpm ema.decay=[0.99,0.999,0.9999]   one training, three averages
+  emabench table ddpm_cifar10                        every row of a reported table, and the verdicts
+
+Keys: {keys}
+Every key with its meaning: {conf}; what a command would run with: emabench --cfg key=value …
+Exit status: 0 done, 1 the run failed, 2 a mistake in what was asked, 75 interrupted and resumable."""
+
+KEYS = (
+    "task scale seed steps batch_size ema.decay ema.every ema.start ema.warmup ema.debias averages "
+    "clip.max_norm optimizer.lr schedule.name results_dir device precision log rerun"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        print(f"emabench: {error}", file=sys.stderr)
+        return MISTAKE
+    except RunFailed as error:
+        print(f"emabench: {error}", file=sys.stderr)
+        return FAILED
+    except Interrupted as error:
+        print(f"emabench: {error}", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("emabench: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`| head`): nothing of ours failed. Keep Python from saying so at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _dispatch(words: list[str]) -> int:
+    first = words[0] if words else ""
+    if first in ("-h", "--help", "help"):
+        from emabench.paths import conf_dir
+
+        verbs = "\n".join(f"  emabench {verb:<20} {text}" for verb, text in _verbs().items() if verb != "train")
+        print(HELP.format(verbs=verbs, keys=KEYS, conf=conf_dir() / "config.yaml"))
+        return DONE
+    if first == "--version":
+        from emabench import __version__
+
+        print(f"emabench {__version__}")
+        return DONE
+    if first in _verbs():
+        return import_module(f"emabench.commands.{first}").main(words[1:])
+    if first and first.replace("_", "").isalpha():
+        raise UserError(f"{first!r} is neither a verb nor an override{nearest(first, _verbs())}; see emabench --help")
+    return import_module("emabench.commands.train").main(words)
+
+
+def _verbs() -> dict[str, str]:
+    """Each verb with the first line of its module's docstring, read without importing the module."""
+    found = {}
+    for path in sorted((PACKAGE / "commands").glob("*.py")):
+        if path.stem != "__init__":
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem] = text.partition("\n")[0]
+    return found

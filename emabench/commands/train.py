@@ -1,0 +1,42 @@
+"""train one task, with its averages, and measure them"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emabench.compose import configuration
+from emabench.errors import DONE, FAILED, UserError
+
+
+def main(words: Sequence[str]) -> int:
+    """`emabench [overrides]`, `emabench -m [overrides]`, `emabench --cfg [overrides]`."""
+    flags = [word for word in words if word.startswith("-")]
+    overrides = [word for word in words if not word.startswith("-")]
+    for flag in flags:
+        if flag not in ("-m", "--multirun", "--cfg"):
+            raise UserError(f"{flag}: there is no such option; -m for a sweep, --cfg to see the configuration, --help")
+    if "--cfg" in flags:
+        return show_configuration(overrides)
+    if flags:
+        from emabench.launch.sweep import main as sweep
+
+        return sweep(overrides)
+    config = configuration(overrides)
+
+    from emabench.report import terminal
+    from emabench.training.run import run
+
+    result = run(config)
+    terminal.show_run(result)
+    print(f"\nfiles   {config.directory()}")
+    return DONE if result.status == "finished" else FAILED
+
+
+def show_configuration(overrides: Sequence[str]) -> int:
+    """Print what these words would run with, and the run's directory, without running it."""
+    import yaml
+
+    config = configuration(overrides)
+    print(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), end="")
+    print(f"# directory: {config.directory()}")
+    return DONE

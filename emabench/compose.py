@@ -1,0 +1,149 @@
+"""From the words on the command line to checked configurations, through Hydra's composition."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from emabench.config import SCALES, Config, bind
+from emabench.data import catalog
+from emabench.errors import UserError, nearest
+from emabench.paths import conf_dir
+
+FREE = ("averages", "hydra")  # sections whose keys are the user's own
+
+
+def configuration(overrides: Sequence[str]) -> Config:
+    """Compose `conf/config.yaml` with the overrides, check it and bind it. Raises UserError."""
+    parsed = parse(overrides)
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line}: several values are a sweep: add -m (emabench -m …); "
+                "a list of decays on one trajectory is written ema.decay=[0.9,0.99]"
+            )
+    return bind(composed(parsed))
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep, in Hydra's order, before anything is composed."""
+    choices: list[list[str]] = []
+    for override in parse(overrides):
+        key = override.get_key_element()
+        if override.is_sweep_override() and not override.is_hydra_override():
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        elif not override.is_hydra_override():
+            choices.append([override.input_line or ""])
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """The words as Hydra reads them; a word that is no override is answered with what one looks like."""
+    parser = OverridesParser.create()
+    parsed = []
+    for word in overrides:
+        try:
+            parsed.append(parser.parse_override(word))
+        except HydraException as error:
+            raise UserError(
+                f"{word!r} is not an override; write key=value, for example ema.decay=0.999 or seed=0,1,2"
+            ) from error
+    return parsed
+
+
+def composed(overrides: Sequence[Override]) -> DictConfig:
+    """The composed configuration, unresolved. Every key is held against what the configuration knows."""
+    groups = [o for o in overrides if _is_group(o)]
+    for override in groups:
+        _check_choice(override)
+    known = _compose([o.input_line or "" for o in groups])
+    for override in overrides:
+        if override not in groups:
+            _check_key(override, known)
+    return _compose([o.input_line or "" for o in overrides])
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    logging.getLogger("hydra").setLevel(logging.ERROR)
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra_compose("config", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        raise UserError(f"configuration: {str(cause).strip().splitlines()[0]}") from error
+
+
+def register_resolvers() -> None:
+    """`${by_scale:smoke,small,paper}` and `${first_found:fashion_mnist,digits}`."""
+    OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
+    OmegaConf.register_new_resolver("first_found", _first_found, replace=True)
+
+
+def _by_scale(*values: Any, _root_: DictConfig) -> Any:
+    if len(values) != len(SCALES):
+        raise ValueError(f"by_scale takes one value each for {', '.join(SCALES)}, not {len(values)}")
+    return values[SCALES.index(_root_.scale)]
+
+
+def _first_found(*names: str, _root_: DictConfig) -> str:
+    """The first of these data sets that is on this machine, else the last one."""
+    return next((name for name in names if catalog.found(name, Path(_root_.data_dir))), names[-1])
+
+
+def groups() -> dict[str, list[str]]:
+    """The config groups of `conf/` with their choices: {"task": ["classification", "ddpm"]}."""
+    return {
+        str(folder.relative_to(conf_dir())): sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in sorted(conf_dir().rglob("*"))
+        if folder.is_dir() and folder.name != "table" and "hydra" not in folder.parts
+    }
+
+
+def _is_group(override: Override) -> bool:
+    return override.key_or_group in groups() or "/" in override.key_or_group
+
+
+def _check_choice(override: Override) -> None:
+    group, choice = override.key_or_group, override.value()
+    known = groups().get(group)
+    if known is not None and choice not in known:
+        raise UserError(f"{override.input_line}: there is no {group} {choice!r}{nearest(str(choice), known)}")
+
+
+def _check_key(override: Override, known: DictConfig) -> None:
+    """A key has to be there already, with a `+` before it or without: the configuration is typed as a whole."""
+    node: Any = known
+    for position, part in enumerate(parts := override.key_or_group.split(".")):
+        if position and parts[0] in FREE:
+            return
+        if not isinstance(node, DictConfig) or part not in node:
+            if parts[0] in FREE:
+                return
+            place = ".".join(parts[:position])
+            where = f" in {place}" if place else ""
+            keys = [str(key) for key in node] if isinstance(node, DictConfig) else []
+            close = nearest(part, keys) if position else nearest(override.key_or_group, _all_keys(known))
+            raise UserError(f"{override.input_line}: there is no key {part!r}{where}{close}")
+        node = node._get_node(part) if isinstance(node._get_node(part), DictConfig) else None
+
+
+def _all_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        node = config._get_node(key)
+        if isinstance(node, DictConfig):
+            yield from _all_keys(node, f"{prefix}{key}.")

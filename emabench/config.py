@@ -1,0 +1,255 @@
+"""The configuration of a run: typed, checked as a whole, and hashed into the run's identity.
+
+`conf/` holds the values (composed by Hydra, see `compose.py`); the classes here say what each key means and
+which values it may take. Nothing here imports torch, so a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from emabench.averaging import profiles
+from emabench.errors import UserError, nearest
+
+SCALES = ("smoke", "small", "paper")
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of the configuration: unknown keys and wrong types are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class OptimizerConfig(Section):
+    """The optimiser of a task's main parameters (`torch.optim`)."""
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: Positive
+    momentum: Momentum  # sgd
+    nesterov: bool  # sgd
+    betas: Annotated[list[Momentum], Field(min_length=2, max_length=2)]  # adam, adamw
+    eps: Positive  # adam, adamw
+    weight_decay: NonNegative
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run, as a factor of `optimizer.lr`."""
+
+    name: Literal["constant", "linear", "cosine", "step"]
+    warmup: Annotated[int, Field(ge=0)]  # steps of linear warm-up, before the rest
+    final: Fraction  # linear, cosine: the factor at the last step
+    milestones: list[Fraction]  # step: shares of the run at which the rate is multiplied by `factor`
+    factor: Positive  # step
+
+
+class ClipConfig(Section):
+    """Clipping of the gradient's global norm."""
+
+    max_norm: Positive | None  # None: no clipping
+
+
+class EmaConfig(Section):
+    """The exponential moving averages that a run carries, or the target network of an active task."""
+
+    decay: float | list[float]  # β of eq. (1); a list gives one average each, on the one trajectory
+    every: Count  # update every so many steps, with β^every
+    start: Annotated[int, Field(ge=0)]  # steps before the first update
+    warmup: Any  # a ramp of β, see `emabench.averaging.profiles`; None for a constant β
+    debias: bool  # weigh the initial weights with nothing, instead of with Πβ
+    buffers: Literal["average", "copy", "recompute"]  # floating-point buffers (batch-norm statistics)
+    active: bool  # training depends on the average (a target network): one decay a run
+
+    @field_validator("decay", mode="before")
+    @classmethod
+    def _decays(cls, value: Any) -> Any:
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise ValueError("is an empty list; give a decay, or several")
+        for decay in values:
+            if isinstance(decay, bool) or not isinstance(decay, int | float):
+                raise ValueError(f"{decay!r} is not a number; a decay lies in [0, 1), 0.999 say")
+            if not 0 <= decay < 1:
+                raise ValueError(f"{decay} is outside [0, 1); 0.999 averages over about 1000 steps")
+        if len(set(values)) < len(values):
+            raise ValueError(f"{value} has a decay twice; name each once")
+        decays = sorted(float(decay) for decay in values)
+        return decays if len(decays) > 1 else decays[0]
+
+    @model_validator(mode="after")
+    def _one_decay_if_active(self) -> Self:
+        if self.active and isinstance(self.decay, list):
+            sweep = ",".join(f"{decay:g}" for decay in self.decay)
+            raise ValueError(
+                f"decay={self.decay}: training depends on this average, so each decay needs a run of its own; "
+                f"use -m ema.decay={sweep}"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    """When the weights are measured. They always are at the end."""
+
+    every: Count | None  # steps between measurements along the way; None: at the end alone
+
+
+class CheckpointConfig(Section):
+    """When training can be taken up again."""
+
+    every: Count | None  # steps between checkpoints; None: by time alone
+    minutes: Positive  # at least so often, measured by the clock
+    keep: Count  # the latest so many are kept
+
+
+class Config(Section):
+    """All of a run. What decides its result makes up its identity; the rest (see `PRIVATE`) does not."""
+
+    task: dict[str, Any]
+    scale: Literal["smoke", "small", "paper"]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    steps: Count
+    batch_size: Count
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    clip: ClipConfig
+    ema: EmaConfig
+    averages: dict[str, dict[str, Any]]  # further averages by name: {swa: {kind: mean, start: 3000}}
+    evaluate: EvaluateConfig
+    precision: Literal["fp32", "bf16", "fp16"]  # autocast of the forward passes; weights stay fp32
+    compile: bool  # torch.compile the averaged module's forward
+
+    results_dir: Annotated[str, Field(min_length=1)]
+    data_dir: Annotated[str, Field(min_length=1)]
+    device: str
+    workers: Annotated[int, Field(ge=0)]
+    checkpoint: CheckpointConfig
+    log: Literal["none", "offline", "wandb"]
+    log_every: Count
+    group: str | None  # W&B group: the table or sweep that asked for the run
+    rerun: bool
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        kind, _, index = value.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
+            raise ValueError(f"{value!r} is not a device; auto, cpu, cuda or cuda:0")
+        return value
+
+    @model_validator(mode="after")
+    def _averages_are_sound(self) -> Self:
+        self.profiles()
+        return self
+
+    @property
+    def task_name(self) -> str:
+        return str(self.task["name"])
+
+    def decays(self) -> list[float]:
+        """The decays asked for, as a list in every case."""
+        return self.ema.decay if isinstance(self.ema.decay, list) else [self.ema.decay]
+
+    def profiles(self) -> dict[str, profiles.Profile]:
+        """The passive averages of this run by name. An active task's decay belongs to its target network."""
+        found: dict[str, profiles.Profile] = {}
+        if not self.ema.active:
+            for decay in self.decays():
+                try:
+                    found[f"ema_{decay:.12g}"] = profiles.EMA(
+                        decay=decay,
+                        every=self.ema.every,
+                        start=self.ema.start,
+                        warmup=self.ema.warmup,
+                        debias=self.ema.debias,
+                    )
+                except ValueError as error:
+                    raise ValueError(f"ema: {error}") from error
+        for name, spec in self.averages.items():
+            if name == "raw" or name in found or not name.replace("_", "").replace(".", "").isalnum():
+                raise ValueError(f"averages.{name}: the name is taken or not made of letters, digits, _ and .")
+            try:
+                found[name] = profiles.from_dict(spec)
+            except ValueError as error:
+                raise ValueError(f"averages.{name}: {error}") from error
+        return found
+
+    def run_id(self) -> str:
+        """Names the run: the same for every configuration that gives the same result."""
+        text = json.dumps(identity(self), sort_keys=True)
+        return f"{self.scale}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    def directory(self) -> Path:
+        """Where the run's files lie: `<results_dir>/<task>/<run_id>/`."""
+        return Path(self.results_dir) / self.task_name / self.run_id()
+
+
+PRIVATE = {"results_dir", "data_dir", "device", "workers", "checkpoint", "log", "log_every", "group", "rerun"}
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Everything that determines the run's result, as plain data."""
+    return config.model_dump(exclude=PRIVATE)
+
+
+def bind(composed: DictConfig) -> Config:
+    """Check a composed configuration as a whole. Raises UserError for the first few mistakes."""
+    scale = OmegaConf.to_container(composed, resolve=False).get("scale")  # type: ignore[union-attr]
+    if scale not in SCALES:
+        raise UserError(f"scale={scale}: is none of {', '.join(SCALES)}{nearest(str(scale), SCALES)}")
+    try:
+        data = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
+    return checked(Config, data)
+
+
+def checked(kind: type[S], data: Any, at: str = "") -> S:
+    """`data` as a section, or UserError in one line a mistake; `at` is the key that the section stands under."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_say(kind, detail, at) for detail in error.errors(include_url=False)))
+        raise UserError("\n".join(lines[:2])) from error
+
+
+def _say(kind: type[Section], detail: Any, at: str) -> str:
+    """One pydantic error in the user's terms: key=value: what is right."""
+    path = [str(part) for part in detail["loc"] if not _is_union_branch(str(part))]
+    key = ".".join([at, *path] if at else path)
+    value, message = detail["input"], detail["msg"]
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: there is no such key{nearest(path[-1], _siblings(kind, path))}"
+    if detail["type"] == "missing":
+        return f"{key}: is missing"
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    if detail["type"] == "value_error" and (not path or isinstance(value, dict)):
+        prefix = f"{key}." if key else ""
+        return f"{prefix}{message}"
+    return f"{key}={value}: {message}" if not isinstance(value, dict) else f"{key}: {message}"
+
+
+def _is_union_branch(part: str) -> bool:
+    return part in ("float", "int", "str", "bool", "none") or part.startswith(("list[", "constrained-", "function-"))
+
+
+def _siblings(kind: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path[:-1]:
+        annotation = kind.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return list(kind.model_fields)

@@ -1,0 +1,75 @@
+"""`emabench -m …`: a Hydra multirun. Every job is checked before the first one starts.
+
+Hydra's launchers and sweepers apply (`hydra/launcher=…`). A finished run is not run again, so an interrupted
+sweep goes on with the same command; a job that fails does not take the others down.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from unittest.mock import patch
+
+import hydra
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from emabench import compose
+from emabench.config import Config, bind
+from emabench.errors import DONE, FAILED, Interrupted, RunFailed, UserError
+from emabench.launch.plan import check
+from emabench.paths import conf_dir
+from emabench.runs.directory import RunDirectory
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Run every combination and print a line on each."""
+    jobs = compose.sweep(overrides)
+    configs = [compose.configuration(job) for job in jobs]
+    check(configs)
+    sweep = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job)
+    with patch.object(sys, "argv", ["emabench", "--multirun", *overrides]):
+        sweep()
+    return _summary(jobs, configs)
+
+
+def _job(composed: DictConfig) -> None:
+    """One job, in whatever process the launcher runs it."""
+    from emabench.training.run import run
+
+    compose.register_resolvers()
+    try:
+        run(bind(composed))
+    except (RunFailed, UserError) as error:
+        print(f"emabench: {error}", file=sys.stderr)
+    except Interrupted as error:
+        raise KeyboardInterrupt from error  # ends the sweep too, not this job alone
+
+
+def _summary(jobs: list[list[str]], configs: list[Config]) -> int:
+    varying = [i for i in range(len(jobs[0])) if len({job[i] for job in jobs}) > 1] if jobs[0] else []
+    results = [RunDirectory(config.directory()).result() for config in configs]
+    first = next((result for result in results if result), None)
+    metric = next(iter(first.metrics)) if first else "metric"
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("job", "status", f"raw {metric}", f"best {metric}", "average", "run"):
+        shown.add_column(title, overflow="fold")
+    for job, config, result in zip(jobs, configs, results, strict=True):
+        name = " ".join(job[i] for i in varying) or config.task_name
+        row = [name, result.status if result else "not run"]
+        rows = [r for r in result.rows if r.metrics.get(metric) is not None] if result else []
+        if result and rows:
+            sign = 1 if result.metrics[metric] == "higher" else -1
+            best = max(rows, key=lambda r: sign * float(r.metrics[metric] or 0))
+            raw = result.row("raw")
+            row += [_number(raw.metrics[metric] if raw else None), _number(best.metrics[metric]), best.average]
+        else:
+            row += ["–", "–", "–"]
+        shown.add_row(*row, config.run_id())
+    Console(soft_wrap=True).print(shown)
+    return DONE if all(result and result.status == "finished" for result in results) else FAILED
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

@@ -1,0 +1,64 @@
+"""`history.jsonl`: what happened along a run, one JSON object a line.
+
+Training lines carry `step` (optimiser steps done), `wall` (seconds of training so far), the mean losses since
+the line before, `lr`. Measurements carry `step` and `eval`: {average: {metric: number or null}}.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emabench.runs.files import write_text
+
+
+class History:
+    """Appends lines; taken up again at a step, it forgets what came after it."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [line for line in lines(path) if line["step"] <= step] if path.exists() else []
+        self.measured = {line["step"] for line in kept if "eval" in line}
+        write_text(path, "".join(_line(line) for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, **values: Any) -> None:
+        """One line, on its way to the disk at once."""
+        self._file.write(_line(values))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make all lines durable: called before a checkpoint that counts on them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a history; a last line cut short by a crash is passed over."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield line
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(values), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

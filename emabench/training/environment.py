@@ -1,0 +1,68 @@
+"""The device and its settings, and what a result says of the machine that made it."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+import emabench
+from emabench.config import Config
+from emabench.errors import UserError
+from emabench.paths import PACKAGE
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:1` as a device that is there. Raises UserError where it is not."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not count or (device.index or 0) >= count:
+            raise UserError(f"device={name}: torch sees {count} CUDA devices here; use device=auto or device=cpu")
+    return device
+
+
+def make_deterministic() -> None:
+    """The same command gives the same bits on the same machine: no autotuned or atomic convolutions."""
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def describe(config: Config, device: torch.device) -> dict[str, Any]:
+    """Versions, device and code that a result was made with."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "emabench": emabench.__version__,
+        "commit": _commit(),
+        "command": shlex.join(["emabench", *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "precision": config.precision,
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of the checkout that the package runs from, with + where it has local changes."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(PACKAGE.parent)]
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", "emabench", "conf"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return (head.stdout.strip() + ("+" if dirty.stdout.strip() else "")) or None

@@ -1,0 +1,80 @@
+"""An optimiser with the run's schedule, clipping and precision: what tasks are handed to step with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emabench.config import Config
+from emabench.training.schedule import factor
+
+
+class ScheduledOptimizer:
+    """Implements `emabench.tasks.base.Optimizer` over one of torch's."""
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        config: Config,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.inner = _build(params, config, device)
+        self.params = [p for group in self.inner.param_groups for p in group["params"]]
+        self.base = [group["lr"] for group in self.inner.param_groups]
+        # fp16 gradients underflow without a scale; bf16 and fp32 need none.
+        self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
+
+    def step(self, loss: Tensor, step: int) -> Tensor | None:
+        """One optimiser step on `loss`; see `tasks.base.Optimizer.step`."""
+        self.inner.zero_grad(set_to_none=True)
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+        norm = None
+        if self.config.clip.max_norm is not None:
+            if self.scaler:
+                self.scaler.unscale_(self.inner)
+            norm = nn.utils.clip_grad_norm_(self.params, self.config.clip.max_norm).detach()
+        rate = factor(self.config.schedule, step, self.config.steps)
+        for group, base in zip(self.inner.param_groups, self.base, strict=True):
+            group["lr"] = base * rate
+        if self.scaler:
+            self.scaler.step(self.inner)
+            self.scaler.update()
+        else:
+            self.inner.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"optimizer": self.inner.state_dict()}
+        return state | ({"scaler": self.scaler.state_dict()} if self.scaler else {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.inner.load_state_dict(state["optimizer"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def _build(params: Any, config: Config, device: torch.device) -> torch.optim.Optimizer:
+    settings = config.optimizer
+    fused = True if device.type == "cuda" else None
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            params,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov and settings.momentum > 0,
+            weight_decay=settings.weight_decay,
+            fused=fused,
+        )
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(
+        params,
+        lr=settings.lr,
+        betas=(settings.betas[0], settings.betas[1]),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=fused,
+    )

@@ -1,0 +1,269 @@
+"""One run: train a task along one trajectory, carry its averages, measure each of them, write `result.json`.
+
+To resume, run the same command again: the state is taken from the latest whole checkpoint, every random draw
+is a function of (seed, purpose, step), so the rest goes as it would have gone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emabench import tasks
+from emabench.averaging import Averager, has_batchnorm, recalibrate
+from emabench.config import Config, checked
+from emabench.errors import Interrupted, RunFailed, UserError
+from emabench.paths import cache_dir
+from emabench.runs.directory import RunDirectory
+from emabench.runs.history import History
+from emabench.runs.result import RAW, Result, Row, Status, measured
+from emabench.seeding import derive
+from emabench.tasks.base import Context, Task
+from emabench.training import checkpoint, environment
+from emabench.training.interruption import StopRequest, stop_requests
+from emabench.training.optimizer import ScheduledOptimizer
+from emabench.training.progress import Progress
+from emabench.training.schedule import factor
+
+
+def run(config: Config) -> Result:
+    """The result of this configuration: what is there already, or what training it (on) gives.
+
+    Raises UserError (nothing was lost), Interrupted (resumable), RunFailed (`result.json` says "failed").
+    """
+    directory = RunDirectory(config.directory())
+    directory.prepare(config)
+    with directory.locked():
+        there = directory.result()
+        if there and config.rerun:
+            directory.clear()
+        elif there and there.status != "failed":
+            return there
+        try:
+            with stop_requests() as stop:
+                result = Training(config, directory, stop).result()
+        except (UserError, Interrupted, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            directory.error.write_text(traceback.format_exc())
+            raise RunFailed(f"{directory.path}: {type(error).__name__}: {error}; see {directory.error}") from error
+        directory.write_result(result)
+        directory.error.unlink(missing_ok=True)
+        return result
+
+
+def build_task(config: Config, device: torch.device, progress: Progress) -> Task:
+    """The task of a configuration, with the initial weights that its seed gives."""
+    module = tasks.load(config.task_name)
+    options = checked(module.Options, config.task, at="task")
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+    context = Context(
+        seed=config.seed,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        device=device,
+        data_dir=Path(config.data_dir),
+        cache_dir=cache_dir(),
+        workers=config.workers,
+        autocast=functools.partial(torch.autocast, device.type, dtype) if dtype else nullcontext,
+        optimizer=functools.partial(ScheduledOptimizer, config=config, device=device),
+        decay=config.decays()[0] if config.ema.active else None,
+        progress=progress.say,
+    )
+    torch.manual_seed(derive(config.seed, "init"))
+    return module.Task(options, context)
+
+
+class Training:
+    """One trajectory from where it stands to its end. The parts that change are exactly what a checkpoint holds."""
+
+    def __init__(self, config: Config, directory: RunDirectory, stop: StopRequest) -> None:
+        self.config, self.directory, self.stop = config, directory, stop
+        environment.make_deterministic()
+        self.device = environment.resolve_device(config.device)
+        self.progress = Progress(f"{config.task_name}/{config.run_id()}", config.steps)
+        self.task = build_task(config, self.device, self.progress)
+        self.model = self.task.averaged()
+        self.averager = Averager(self.model, config.profiles(), buffers=config.ema.buffers)
+        self.recalibrates = config.ema.buffers == "recompute" and has_batchnorm(self.model)
+        self.step = 0  # optimiser steps done
+        self.sums: dict[str, Tensor | float] = {}  # of the scalars since the last history line
+        self.summed = 0
+        self.seconds = {"train_s": 0.0, "averaging_s": 0.0, "evaluate_s": 0.0}
+        self._resume()
+        self.history = History(directory.history, self.step)
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "task": self.task.state_dict(),
+            "averager": self.averager.state_dict(),
+            "sums": {name: float(value) for name, value in self.sums.items()},
+            "summed": self.summed,
+            "seconds": self.seconds,
+        }
+
+    def _resume(self) -> None:
+        found = checkpoint.load_latest(self.directory.checkpoints, self.progress.say)
+        if not found:
+            return
+        self.step, state = found
+        self.task.load_state_dict(state["task"])
+        self.averager.load_state_dict(state["averager"])
+        self.sums, self.summed, self.seconds = state["sums"], state["summed"], state["seconds"]
+        self.progress.say(f"{self.directory.path}: goes on from step {self.step}")
+
+    def _checkpoint(self) -> None:
+        self.history.sync()
+        checkpoint.save(self.directory.checkpoints, self.step, self._state(), self.config.checkpoint.keep)
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def result(self) -> Result:
+        """Train to the end, measure every set of weights, and say what was found."""
+        try:
+            diverged = self._train()
+            if diverged:
+                rows = [
+                    Row(name, profile, dict.fromkeys(self.task.metrics), dict.fromkeys(self.task.metrics, diverged))
+                    for name, profile in self._profiles().items()
+                ]
+            else:
+                rows = self._measure(artifacts=True)
+            return self._result("diverged" if diverged else "finished", diverged, rows)
+        finally:
+            self.progress.close()
+            self.history.close()
+
+    def _train(self) -> str | None:
+        """Steps until the end. Returns None, or in words what was not finite and when."""
+        config = self.config
+        self.progress.start(self.step)
+        self.model.train()
+        saved = time.monotonic()
+        if self._measures_here() and self.step not in self.history.measured:
+            self._measure_along()  # stopped after the checkpoint and before the measurement
+        while self.step < config.steps:
+            began = time.perf_counter()
+            # Dropout and the like draw from torch's own generator: derive its state from the step as well.
+            torch.manual_seed(derive(config.seed, "step", self.step))
+            scalars = self.task.train_step(self.step)
+            trained = time.perf_counter()
+            self.averager.update()
+            self.seconds["train_s"] += trained - began
+            self.seconds["averaging_s"] += time.perf_counter() - trained
+            self.step += 1
+            for name, value in scalars.items():
+                self.sums[name] = self.sums.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
+            self.summed += 1
+
+            last = self.step == config.steps
+            measure = self._measures_here()
+            due = config.checkpoint.every and self.step % config.checkpoint.every == 0
+            late = time.monotonic() - saved > 60 * config.checkpoint.minutes
+            log = last or self.step % config.log_every == 0
+            if log or measure or due or late or self.stop:
+                # Looking at the losses waits for the device; a state that has lost its numbers is never saved.
+                means = {name: float(value) / self.summed for name, value in self.sums.items()}
+                bad = next((name for name, value in means.items() if not math.isfinite(value)), None)
+                if bad:
+                    return f"{bad} was not finite within the {self.summed} steps up to step {self.step}"
+                if log:
+                    self._log(means)
+                if last or measure or due or late or self.stop:
+                    self._checkpoint()
+                    saved = time.monotonic()
+            if measure:
+                self._measure_along()
+            if self.stop:
+                raise self._interrupted()
+        return None
+
+    def _log(self, means: dict[str, float]) -> None:
+        means["lr"] = self.config.optimizer.lr * factor(self.config.schedule, self.step - 1, self.config.steps)
+        self.history.add(step=self.step, wall=round(self.seconds["train_s"], 3), **means)
+        self.progress.update(self.step, means)
+        self.sums, self.summed = {}, 0
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(
+            f"{self.directory.path}: stopped at step {self.step} of {self.config.steps}; "
+            "the same command goes on from there"
+        )
+
+    # -- measuring ----------------------------------------------------------------------------------------------
+
+    def _profiles(self) -> dict[str, dict[str, Any]]:
+        """Every set of weights of the run by name, with what its profile amounts to over this many steps."""
+        described = {
+            name: profile.to_dict() | {"describe": profile.describe(self.config.steps)}
+            for name, profile in self.averager.profiles.items()
+        }
+        return {RAW: {}, **described}
+
+    def _measures_here(self) -> bool:
+        """Is there a measurement along the way after this step? The one at the end is a matter of its own."""
+        every = self.config.evaluate.every
+        return bool(every and self.step and self.step % every == 0 and self.step < self.config.steps)
+
+    def _measure_along(self) -> None:
+        rows = self._measure()
+        self.history.add(step=self.step, eval={row.average: dict(row.metrics) for row in rows})
+
+    def _measure(self, artifacts: bool = False) -> list[Row]:
+        """Every set of weights, evaluated one after the other on the same draws."""
+        rows = []
+        for name, profile in self._profiles().items():
+            if self.stop:
+                raise self._interrupted()
+            self.progress.phase(f"step {self.step}/{self.config.steps}  measuring {name}")
+            began = time.perf_counter()
+            with self._in_place(name):
+                rows.append(measured(name, profile, self.task.evaluate()))
+                if artifacts:
+                    folder = self.directory.artifacts / name
+                    folder.mkdir(parents=True, exist_ok=True)
+                    self.task.save_artifacts(folder)
+            self.seconds["evaluate_s"] += time.perf_counter() - began
+        return rows
+
+    @contextmanager
+    def _in_place(self, name: str) -> Iterator[None]:
+        """The weights of one average in the model, its batch-norm statistics seen to, in eval mode."""
+        with self.averager.applied(name) if name != RAW else nullcontext(), torch.no_grad():
+            torch.manual_seed(derive(self.config.seed, "evaluate"))
+            if name != RAW and self.recalibrates:
+                recalibrate(self.model, self.task.calibration())
+            self.model.eval()
+            try:
+                yield
+            finally:
+                self.model.train()
+
+    def _result(self, status: Status, reason: str | None, rows: list[Row]) -> Result:
+        task, config = self.task, self.config
+        return Result(
+            run_id=config.run_id(),
+            task=config.task_name,
+            scale=config.scale,
+            seed=config.seed,
+            steps=config.steps,
+            status=status,
+            reason=reason,
+            rows=tuple(rows),
+            metrics={name: str(direction) for name, direction in task.metrics.items()},
+            measured_with=dict(task.measured_with),
+            references=dict(task.references()),
+            timing={name: round(value, 3) for name, value in self.seconds.items()},
+            environment=environment.describe(config, self.device),
+        )
