@@ -1,0 +1,124 @@
+"""What users rely on when they type overrides: values land, mistakes are named, identities are stable."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from emabench.compose import configuration, sweep
+from emabench.config import Config
+from emabench.errors import UserError
+
+
+def config(*overrides: str) -> Config:
+    return configuration(["task=ddpm", "scale=smoke", *overrides])
+
+
+def test_values_by_scale_and_overrides() -> None:
+    assert configuration(["task=ddpm", "scale=paper"]).steps == 800_000
+    assert configuration(["task=ddpm", "scale=paper", "steps=7"]).steps == 7
+    assert config("ema.decay=0.99").decays() == [0.99]
+    assert config("ema.decay=[0.999,0.9]").decays() == [0.9, 0.999]
+
+
+def test_averages_are_named_after_their_decay() -> None:
+    names = list(config("ema.decay=[0.9,0.9999]", "+averages.swa={kind: mean, start: 3}").profiles())
+    assert names == ["ema_0.9", "ema_0.9999", "swa"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("task=dpm", "did you mean 'ddpm'"),
+        ("tsk=ddpm", "did you mean 'task'"),
+        ("ema.dcay=0.9", "did you mean 'decay'"),
+        ("+ema.dcay=0.9", "did you mean 'decay'"),
+        ("++ema.dcay=0.9", "did you mean 'decay'"),
+        ("task.dta=digits", "did you mean 'data'"),
+        ("+task.dta=digits", "did you mean 'data'"),
+        ("lr=0.1", "did you mean 'optimizer.lr'"),
+        ("ema.decay=1.0", "[0, 1)"),
+        ("ema.decay=-0.1", "[0, 1)"),
+        ("ema.decay=[0.9,0.9]", "twice"),
+        ("ema.decay=[]", "empty"),
+        ("ema.decay=high", "not a number"),
+        ("ema.decay=nan", "[0, 1)"),
+        ("ema.every=0", "ema.every=0"),
+        ("steps=-5", "steps=-5"),
+        ("steps=many", "steps=many"),
+        ("steps=2.5", "steps=2.5"),
+        ("seed=-1", "seed=-1"),
+        ("scale=huge", "smoke, small, paper"),
+        ("scale=pper", "did you mean 'paper'"),
+        ("clip.max_norm=-1", "clip.max_norm=-1"),
+        ("optimizer.name=sdg", "optimizer.name=sdg"),
+        ("optimizer.betas=[0.9]", "optimizer.betas"),
+        ("precision=fp8", "precision=fp8"),
+        ("device=gpu", "device=gpu"),
+        ("seed=0,1", "-m"),
+        ("+averages.swa={kind: mena}", "mean"),
+        ("+averages.raw={kind: mean}", "raw"),
+        ("ema.decay=0.9 0.99", "key=value"),
+        ("=3", "key=value"),
+        ("ema=0.9", "ema"),
+        ("optimizer=adam", "optimizer"),
+        ("ema.decay.x=1", "decay"),
+        ("~steps", "steps"),
+    ],
+)
+def test_mistakes_name_the_key_and_the_mend(override: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        config(override)
+    message = str(error.value)
+    assert said in message
+    assert len(message.splitlines()) <= 2
+    assert "Traceback" not in message
+
+
+def test_active_average_takes_one_decay() -> None:
+    with pytest.raises(UserError, match=r"-m ema.decay=0.9,0.99"):
+        config("ema.active=true", "ema.decay=[0.9,0.99]")
+    assert config("ema.active=true", "ema.decay=0.9").profiles() == {}
+
+
+def test_run_id_is_of_what_decides_the_result() -> None:
+    base = config("ema.decay=0.9")
+    assert config("ema.decay=[0.9]", "results_dir=/tmp/x", "device=cpu", "log_every=3").run_id() == base.run_id()
+    for other in ("seed=1", "ema.decay=0.91", "steps=9", "optimizer.lr=0.5", "ema.debias=false", "precision=bf16"):
+        assert config("ema.decay=0.9", other).run_id() != base.run_id(), other
+
+
+def test_sweep_expands_in_order() -> None:
+    assert sweep(["a=1,2", "b=x", "hydra/launcher=basic", "c=range(0,2)"]) == [
+        ["a=1", "b=x", "c=0"],
+        ["a=1", "b=x", "c=1"],
+        ["a=2", "b=x", "c=0"],
+        ["a=2", "b=x", "c=1"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["list"], 0),
+        (["--cfg", "task=ddpm"], 0),
+        (["ema.dcay=0.9"], 2),
+        (["-m", "seed=0,1", "ema.decay=0.9,1.5"], 2),
+        (["trian"], 2),
+        (["--frobnicate"], 2),
+    ],
+)
+def test_quick_answers_import_no_torch(words: list[str], status: int) -> None:
+    program = (
+        "import sys; from emabench.cli import main; status = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(status)"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 10  # generous: the point is that torch (seconds) is not in it
