@@ -1,0 +1,200 @@
+"""One suite for every task: it trains, is measured, stops, goes on, diverges, and is not run twice.
+
+Tasks are found by their YAML, so a new one is taken through all of this without a line here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from emabench.compose import configuration
+from emabench.config import Config
+from emabench.errors import Interrupted, RunFailed
+from emabench.paths import conf_dir
+from emabench.runs.directory import RunDirectory
+from emabench.runs.history import lines
+from emabench.runs.result import Result
+from emabench.training import checkpoint
+from emabench.training.run import Training, run
+
+TASKS = sorted(path.stem for path in (conf_dir() / "task").glob("*.yaml"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def smoke(task: str, results_dir: Path, *overrides: str) -> Config:
+    return configuration(
+        [f"task={task}", "scale=smoke", f"results_dir={results_dir}", "device=cpu", "log_every=2", *overrides]
+    )
+
+
+def final_state(config: Config) -> dict[str, object]:
+    found = checkpoint.load_latest(RunDirectory(config.directory()).checkpoints, pytest.fail)
+    assert found is not None
+    state = dict(found[1])
+    state.pop("seconds")
+    return state
+
+
+def assert_same(a: object, b: object, at: str = "") -> None:
+    """Bit for bit: a resumed run is the run."""
+    if isinstance(a, torch.Tensor):
+        assert isinstance(b, torch.Tensor)
+        assert torch.equal(a, b), at
+    elif isinstance(a, dict):
+        assert isinstance(b, dict)
+        assert a.keys() == b.keys(), at
+        for key in a:
+            assert_same(a[key], b[key], f"{at}.{key}")
+    elif isinstance(a, list | tuple):
+        assert isinstance(b, list | tuple)
+        assert len(a) == len(b), at
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{at}[{i}]")
+    else:
+        assert a == b, at
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Send this process SIGTERM in the middle of a step, as a scheduler would."""
+    original = Training._log_or_step if hasattr(Training, "_log_or_step") else None
+    assert original is None
+    inner = Training.__init__
+
+    def init(self: Training, *args: object, **kwargs: object) -> None:
+        inner(self, *args, **kwargs)  # type: ignore[arg-type]
+        train_step = self.task.train_step
+
+        def counted(step: int) -> object:
+            if step == steps - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train_step(step)
+
+        self.task.train_step = counted  # type: ignore[assignment, method-assign]
+
+    monkeypatch.setattr(Training, "__init__", init)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Config, Result]]:
+    """Each task's smoke run, never stopped."""
+    done = {}
+    for task in TASKS:
+        config = smoke(task, tmp_path_factory.mktemp(task), "evaluate.every=4")
+        done[task] = config, run(config)
+    return done
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_measures_every_average(whole: dict[str, tuple[Config, Result]], task: str) -> None:
+    config, result = whole[task]
+    assert result.status == "finished"
+    assert [row.average for row in result.rows] == ["raw", *config.profiles()]
+    for row in result.rows:
+        assert row.metrics.keys() == result.metrics.keys()
+        assert all(value is not None and math.isfinite(value) for value in row.metrics.values()), row
+    directory = RunDirectory(config.directory())
+    assert directory.result() == result
+    history = list(lines(directory.history))
+    assert [line["step"] for line in history if "eval" in line] == [*range(4, config.steps, 4), config.steps]
+    assert [line["step"] for line in history if "loss" in line] == list(range(2, config.steps + 1, 2))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_finished_run_is_not_run_again(
+    whole: dict[str, tuple[Config, Result]], task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, result = whole[task]
+    monkeypatch.setattr(Training, "__init__", lambda *_: pytest.fail("trained again"))
+    assert run(config) == result
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_stopped_and_resumed_is_bit_identical(
+    whole: dict[str, tuple[Config, Result]], task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, result = whole[task]
+    again = config.model_copy(update={"results_dir": str(tmp_path)})
+    with monkeypatch.context() as patched:
+        stop_after(patched, 3)
+        with pytest.raises(Interrupted, match="stopped at step 3"):
+            run(again)
+    with monkeypatch.context() as patched:
+        stop_after(patched, 4)  # a step after which the weights are measured
+        with pytest.raises(Interrupted):
+            run(again)
+    resumed = run(again)
+    assert resumed.rows == result.rows
+    assert_same(final_state(again), final_state(config))
+    mine, theirs = (
+        [
+            {key: value for key, value in line.items() if key != "wall"}
+            for line in lines(RunDirectory(c.directory()).history)
+        ]
+        for c in (again, config)
+    )
+    assert mine == theirs
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_seed_decides(whole: dict[str, tuple[Config, Result]], task: str, tmp_path: Path) -> None:
+    config, result = whole[task]
+    other = run(smoke(task, tmp_path, "evaluate.every=4", "seed=1"))
+    assert other.rows != result.rows
+
+
+def test_a_diverged_run_is_no_number(tmp_path: Path) -> None:
+    config = smoke("classification", tmp_path, "optimizer.lr=1e30", "checkpoint.every=1")
+    result = run(config)
+    assert result.status == "diverged"
+    assert result.reason is not None
+    assert "not finite" in result.reason
+    assert all(value is None for row in result.rows for value in row.metrics.values())
+    assert all("not finite" in reason for row in result.rows for reason in row.reasons.values())
+    for state in RunDirectory(config.directory()).checkpoints.iterdir():
+        loaded = torch.load(state, weights_only=True)
+        model = loaded["task"]["model"] if "model" in loaded["task"] else {}
+        assert all(torch.isfinite(value).all() for value in model.values() if value.is_floating_point())
+    assert run(config) == result  # it would diverge again: not run twice
+
+
+def test_rerun_trains_again(tmp_path: Path) -> None:
+    config = smoke("classification", tmp_path, "steps=4")
+    result = run(config)
+    directory = RunDirectory(config.directory())
+    first = directory.result_file.stat().st_mtime_ns
+    again = run(config.model_copy(update={"rerun": True}))
+    assert directory.result_file.stat().st_mtime_ns > first
+    assert again.rows == result.rows
+
+
+def test_a_failure_is_said_and_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = smoke("classification", tmp_path, "steps=4")
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "_measure", lambda *_, **__: 1 / 0)
+        with pytest.raises(RunFailed, match="ZeroDivisionError"):
+            run(config)
+    directory = RunDirectory(config.directory())
+    assert "ZeroDivisionError" in directory.error.read_text()
+    assert final_state(config)  # training is safe
+    assert run(config).status == "finished"
+    assert not directory.error.exists()
+
+
+def test_the_result_is_strict_json(whole: dict[str, tuple[Config, Result]]) -> None:
+    for config, result in whole.values():
+        text = RunDirectory(config.directory()).result_file.read_text()
+        data = json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} in result.json"))
+        assert data["rows"][0]["average"] == "raw"
+        assert replace(result).environment["torch"] == torch.__version__
