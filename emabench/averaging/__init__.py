@@ -1,0 +1,53 @@
+"""Weight averaging: profiles (which past step weighs what) and the engine that carries them along a training.
+
+    averager = Averager(model, {"ema": EMA(decay=0.999), "swa": Mean(start=1000)})
+    averager.update()                                   # after optimizer.step()
+    with averager.applied("ema"): evaluate(model)
+    averager.export("ema")                              # a state_dict of the averaged model
+
+Profiles need no torch; the rest is imported when it is first asked for, so that a configuration can be checked
+in milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from emabench.averaging.profiles import EMA, KINDS, Mean, Profile, from_dict
+from emabench.averaging.warmup import Warmup
+
+if TYPE_CHECKING:
+    from emabench.averaging.averager import Averager
+    from emabench.averaging.batchnorm import has_batchnorm, recalibrate
+    from emabench.averaging.target import TargetNetwork
+
+__all__ = [
+    "EMA",
+    "KINDS",
+    "Averager",
+    "Mean",
+    "Profile",
+    "TargetNetwork",
+    "Warmup",
+    "from_dict",
+    "has_batchnorm",
+    "recalibrate",
+]
+
+_WITH_TORCH = {
+    "Averager": "averager",
+    "TargetNetwork": "target",
+    "has_batchnorm": "batchnorm",
+    "recalibrate": "batchnorm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WITH_TORCH:
+        return getattr(importlib.import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

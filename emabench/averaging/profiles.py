@@ -1,0 +1,314 @@
+"""Profiles: which weight an average gives to each past step. Pure arithmetic, without torch.
+
+Time is counted in updates. θ_0 are the weights when the average was made, θ_t those after update t = 1, 2, …
+A profile acts on every `every`-th update after `start`; its k-th act sees θ_{start + k·every} and moves the
+average by
+
+    average ← average + fresh_k · (θ − average)        (the lerp form, eq. 100)
+
+so that a profile is no more than its sequence of `fresh_k`. Up to `start`, and before the first act of a profile
+that has no initial weights (uniform mean, debiased EMA), the average is the current weights themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from emabench.averaging._checks import (
+    check_choice,
+    check_count,
+    check_fraction_or_count,
+    check_number,
+    check_options,
+)
+from emabench.averaging.warmup import Warmup
+
+if TYPE_CHECKING:
+    import numpy as np
+
+KINDS: dict[str, type[Profile]] = {}
+"""Every kind of profile by the name it has in configurations and results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The rule of one average. Immutable; compared by value; made from and turned into plain data.
+
+    start: updates to wait before the average begins (or a share of the run in (0, 1), resolved by `bound`).
+    every: the average acts on every so many updates; decays stay per update (β becomes β^every).
+    """
+
+    start: int | float = 0
+    every: int = 1
+
+    kind: ClassVar[str] = ""
+    needs_gradients: ClassVar[bool] = False
+
+    def __init_subclass__(cls, kind: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if kind:
+            cls.kind = kind
+            KINDS[kind] = cls
+
+    def __post_init__(self) -> None:
+        check_fraction_or_count("start", self.start, zero=True)
+        if float(self.start).is_integer():
+            object.__setattr__(self, "start", int(self.start))
+        check_count("every", self.every, 1)
+
+    # -- what the engine asks ---------------------------------------------------------------------------------
+    @property
+    def from_initial(self) -> bool:
+        """Whether the average begins as a copy of the weights at `start` (else its first act replaces it)."""
+        return False
+
+    def advance(self, k: int, log_kept: float) -> tuple[float, float]:
+        """(fresh_k, log of the weight left on the start after act k), given that log before it."""
+        raise NotImplementedError
+
+    def acts(self, t: int) -> int:
+        """How many times the average has acted by update t."""
+        return max(0, t - int(self.start)) // self.every
+
+    def begun(self, t: int) -> bool:
+        """Whether after t updates the average is something else than the current weights."""
+        return self.acts(t) > 0 or (self.from_initial and t >= self.start)
+
+    # -- what a reader asks -----------------------------------------------------------------------------------
+    def weights(self, T: int) -> np.ndarray:
+        """The weight of each step after T updates: float64 [T + 1], entry 0 for the initial weights, sum 1."""
+        import numpy as np
+
+        check_count("T", T, 0)
+        self._require_bound()
+        given = np.zeros(T + 1)
+        if not self.begun(T):
+            given[T] = 1.0
+            return given
+        fresh = np.empty(self.acts(T))
+        log_kept = 0.0
+        for k in range(1, len(fresh) + 1):
+            fresh[k - 1], log_kept = self.advance(k, log_kept)
+        kept = np.append(np.cumprod((1.0 - fresh)[::-1])[::-1], 1.0)  # what later acts leave of act k − 1
+        start = int(self.start)
+        given[start] = kept[0]
+        given[start + self.every :: self.every][: len(fresh)] = fresh * kept[1:]
+        return given
+
+    def describe(self, T: int | None = None) -> dict[str, float]:
+        """What the knobs mean, in updates, after T updates.
+
+        half_life: age within which half of the weight lies (eq. 7 for an EMA); centre_of_mass: mean age;
+        effective_samples: 1/Σw² (eq. 6 meant this); start_weight: weight left on the weights it began from;
+        share: centre of mass as a share of T.
+        """
+        if T is None:
+            raise ValueError(f"T=None: say after how many updates {self.kind!r} is to be described")
+        w = self.weights(T)
+        age = w[::-1]
+        mass = age.cumsum()
+        i = int((mass < 0.5).sum())
+        before = mass[i - 1] if i else 0.0
+        centre = float((age * range(T + 1)).sum())
+        return {
+            "half_life": i + float((0.5 - before) / age[i]),
+            "centre_of_mass": centre,
+            "effective_samples": float(1.0 / (w * w).sum()),
+            "start_weight": float(w[int(self.start)]) if self.from_initial and self.begun(T) else 0.0,
+            "share": centre / T if T else 0.0,
+        }
+
+    # -- plain data -------------------------------------------------------------------------------------------
+    def to_dict(self) -> dict[str, Any]:
+        """{"kind": …} and every option that differs from its default; `from_dict` takes it back."""
+        plain: dict[str, Any] = {"kind": self.kind}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            if value != default:
+                plain[f.name] = _plain(value)
+        return plain
+
+    def bound(
+        self, *, steps: int | None = None, batch_size: int | None = None, steps_per_epoch: float | None = None
+    ) -> Self:
+        """The same profile with everything that is relative to a run made a number of updates.
+
+        steps: length of the run in updates; batch_size: samples per update; steps_per_epoch: updates per epoch.
+        """
+        if 0 < self.start < 1:
+            return replace(self, start=round(self.start * _known("start", self.start, "steps", steps)))
+        return self
+
+    def unbound(self) -> str:
+        """The first option that still waits for `bound`, as "option=value", else ""."""
+        return f"start={self.start}" if 0 < self.start < 1 else ""
+
+    def _require_bound(self) -> None:
+        if waiting := self.unbound():
+            raise ValueError(f"{waiting} is relative to the run: call .bound(steps=…) on the profile first")
+
+
+def from_dict(plain: Mapping[str, Any] | Profile) -> Profile:
+    """The profile that `plain` describes: {"kind": "ema", "decay": 0.999, …}. ValueError for unknown words."""
+    if isinstance(plain, Profile):
+        return plain
+    options = dict(plain)
+    if "kind" not in options:
+        raise ValueError(f"average {options!r} has no kind; known: {', '.join(sorted(KINDS))}")
+    kind = options.pop("kind")
+    check_choice("kind", kind, KINDS)
+    check_options(f"an average of kind {kind!r}", options, [f.name for f in fields(KINDS[kind])])
+    return KINDS[kind](**options)
+
+
+@dataclass(frozen=True)
+class EMA(Profile, kind="ema"):
+    """Exponential moving average, eq. (1): average ← β·average + (1 − β)·θ.
+
+    Exactly one of: decay β in [0, 1); half_life ln 2/ln(1/β) (eq. 7); window 1/(1 − β); share, the window as a
+    share of the run. half_life and window are counted in `unit`: "steps" (updates), "samples" or "epochs".
+    debias: start from zero and divide by 1 − Πβ (eq. 3 corrected), so that the initial weights weigh nothing;
+    else the average starts from the weights at `start`.
+    warmup: a ramp of β, see `Warmup`; a number of updates means a linear one.
+    With every=m, an act keeps what m updates would keep: Π of their m decays, β^m at a constant decay.
+    """
+
+    decay: float | None = None
+    half_life: float | None = None
+    window: float | None = None
+    share: float | None = None
+    unit: str = field(default="steps", kw_only=True)
+    debias: bool = field(default=False, kw_only=True)
+    warmup: Warmup | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [n for n in ("decay", "half_life", "window", "share") if getattr(self, n) is not None]
+        if len(given) != 1:
+            stated = ", ".join(f"{n}={getattr(self, n)!r}" for n in given) or "none of them"
+            raise ValueError(f"an EMA takes exactly one of decay, half_life, window and share; got {stated}")
+        if self.decay is not None:
+            check_number("decay", self.decay, 0.0, 1.0, "a number in [0, 1), like 0.999", high_open=True)
+        if self.half_life is not None:
+            right = f"a number of {self.unit} above 0"
+            check_number("half_life", self.half_life, 0.0, math.inf, right, low_open=True, high_open=True)
+        if self.window is not None:
+            right = f"a number of {self.unit}, at least one update"
+            least = 1.0 if self.unit == "steps" else 0.0
+            check_number("window", self.window, least, math.inf, right, low_open=not least, high_open=True)
+        if self.share is not None:
+            check_number("share", self.share, 0.0, 1.0, "a share of the run in (0, 1]", low_open=True)
+        check_choice("unit", self.unit, ("steps", "samples", "epochs"))
+        if not isinstance(self.debias, bool):
+            raise ValueError(f"debias={self.debias!r}: give true or false")
+        object.__setattr__(self, "warmup", Warmup.of(self.warmup))
+
+    @property
+    def from_initial(self) -> bool:
+        return not self.debias
+
+    @property
+    def log_decay(self) -> float:
+        """ln β of one update, −inf for β = 0. Kept as a logarithm so that 1 − β^m loses no digits."""
+        self._require_bound()
+        if self.half_life is not None:
+            return -math.log(2.0) / self.half_life
+        beta = 1.0 - 1.0 / self.window if self.window is not None else self.decay
+        return math.log(beta) if beta else -math.inf
+
+    @property
+    def beta(self) -> float:
+        """The final decay β of one update, however it was given."""
+        return self.decay if self.decay is not None else math.exp(self.log_decay)
+
+    def log_keep(self, k: int) -> float:
+        """ln of the share of the past that act k keeps: the sum of ln β_t over the updates since the last act."""
+        if self.warmup is None:
+            return self.every * self.log_decay
+        beta, last = self.beta, k * self.every
+        decays = [self.warmup.decay(t, beta) for t in range(last - self.every + 1, last + 1)]
+        return math.fsum(map(math.log, decays)) if min(decays) > 0 else -math.inf
+
+    def advance(self, k: int, log_kept: float) -> tuple[float, float]:
+        log_keep = self.log_keep(k)
+        log_kept += log_keep
+        fresh = -math.expm1(log_keep)
+        return (fresh / -math.expm1(log_kept) if self.debias else fresh), log_kept
+
+    def describe(self, T: int | None = None) -> dict[str, float]:
+        """As Profile.describe; with T left out, of an average that has run for ever."""
+        if T is not None:
+            return super().describe(T)
+        beta, log_decay = self.beta, self.log_decay
+        return {
+            "half_life": math.log(2.0) / -log_decay,
+            "centre_of_mass": self.every
+            * math.exp(self.every * log_decay)
+            / -math.expm1(self.every * log_decay)
+            if beta
+            else 0.0,
+            "effective_samples": (1 + math.exp(self.every * log_decay)) / -math.expm1(self.every * log_decay),
+            "start_weight": 0.0,
+        }
+
+    def bound(
+        self, *, steps: int | None = None, batch_size: int | None = None, steps_per_epoch: float | None = None
+    ) -> Self:
+        new = super().bound(steps=steps)
+        if new.share is not None:
+            window = max(1.0, new.share * _known("share", new.share, "steps", steps))
+            new = replace(new, share=None, window=window)
+        if new.unit != "steps":
+            name, size = ("half_life", new.half_life) if new.half_life is not None else ("window", new.window)
+            if size is None:  # a decay is per update whatever the unit
+                new = replace(new, unit="steps")
+            elif new.unit == "samples":
+                size /= _known(name, size, "batch_size", batch_size)
+            else:
+                size *= _known(name, size, "steps_per_epoch", steps_per_epoch)
+            if size is not None:
+                changed: dict[str, Any] = {name: max(1.0, size) if name == "window" else size}
+                new = replace(new, unit="steps", **changed)
+        if new.warmup is not None and new.warmup.relative:
+            share = new.warmup.steps
+            updates = max(1, round(share * _known("warmup.steps", share, "steps", steps)))
+            new = replace(new, warmup=replace(new.warmup, steps=updates))
+        return new
+
+    def unbound(self) -> str:
+        if self.share is not None:
+            return f"share={self.share}"
+        if self.unit != "steps" and self.decay is None:
+            return f"half_life={self.half_life}" if self.half_life is not None else f"window={self.window}"
+        if self.warmup is not None and self.warmup.relative:
+            return f"warmup.steps={self.warmup.steps}"
+        return super().unbound()
+
+
+@dataclass(frozen=True)
+class Mean(Profile, kind="mean"):
+    """Uniform mean of θ_t for t = start + every, start + 2·every, …: Polyak averaging, SWA (eq. 24).
+
+    SWA once per cycle is `every` = length of the cycle.
+    """
+
+    def advance(self, k: int, log_kept: float) -> tuple[float, float]:
+        return 1.0 / k, -math.inf
+
+
+def _known(option: str, value: object, name: str, given: float | None) -> float:
+    if given is None or given <= 0:
+        raise ValueError(f"{option}={value!r} needs {name} to be known and positive, got {name}={given!r}")
+    return given
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Profile, Warmup)):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

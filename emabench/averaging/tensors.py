@@ -1,0 +1,91 @@
+"""What of a model is averaged: its tensors, each once, under the names that the plain model gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A parameter or persistent buffer of the model, under its first name; `tensor` is the model's own object."""
+
+    name: str
+    tensor: Tensor
+    is_buffer: bool
+
+
+def plain_name(model: nn.Module, name: str) -> str:
+    """`name` without what wrappers add: `_orig_mod.` of torch.compile, `module.` of (Distributed)DataParallel."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    kept: list[str] = []
+    at: object = model
+    for part in name.split("."):
+        inside_wrapper = part == "module" and isinstance(at, parallel)
+        if part not in _WRAPPERS and not inside_wrapper:
+            kept.append(part)
+        at = getattr(at, part, None)
+    return ".".join(kept)
+
+
+def state_of(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """(plain name, the model's own object) for everything in `model.state_dict()`; tied tensors come repeatedly."""
+    for name, value in model.state_dict(keep_vars=True).items():
+        yield plain_name(model, name), value
+
+
+def followed(model: nn.Module, frozen: str) -> tuple[list[Followed], list[Followed]]:
+    """(parameters, persistent buffers) of the model, each tensor once however often it is tied.
+
+    Parameters that do not require gradients are left out when `frozen` is "live"; so are integer parameters.
+    """
+    parameters, buffers, seen = [], [], set()
+    for name, value in state_of(model):
+        if not isinstance(value, Tensor) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if value.is_meta:
+            raise ValueError(f"{name!r} is on the meta device: materialise the model before averaging it")
+        if not isinstance(value, nn.Parameter):
+            buffers.append(Followed(name, value, True))
+        elif averageable(value) and (value.requires_grad or frozen == "average"):
+            parameters.append(Followed(name, value, False))
+    return parameters, buffers
+
+
+def averageable(tensor: Tensor) -> bool:
+    """Whether a mean of such tensors makes sense: real or complex, not integer or boolean."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The tensor's memory on this process: itself, or the shard of a DTensor (FSDP2, tensor parallel)."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shadow_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The type an average of `tensor` is held in: `dtype`, or else float32 or wider."""
+    wanted = dtype or torch.promote_types(tensor.dtype, torch.float32)
+    return wanted.to_complex() if tensor.is_complex() and not wanted.is_complex else wanted
+
+
+def like(tensor: Tensor, shard: Tensor | None) -> Tensor:
+    """`shard` as the kind of tensor that `tensor` is (a DTensor's averaged shard becomes a DTensor); None: itself."""
+    if shard is None:
+        return tensor.detach()
+    if isinstance(tensor, DTensor):
+        return DTensor.from_local(
+            shard,
+            tensor.device_mesh,
+            tensor.placements,
+            shape=tensor.shape,
+            stride=tensor.stride(),
+            run_check=False,
+        )
+    return shard
