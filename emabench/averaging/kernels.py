@@ -37,7 +37,9 @@ def move(live: Sequence[Tensor], moves: Sequence[Move]) -> None:
     for m in moves:
         for i, (shadow, fresh) in enumerate(zip(m.shadows, m.fresh, strict=True)):
             theta = live[i].to(shadow.dtype)
-            if m.lost is None:
+            if fresh == 1.0:  # a first act: nothing of what was there before may leak in
+                shadow.copy_(theta)
+            elif m.lost is None:
                 shadow.lerp_(theta, fresh)
             else:
                 _compensated(shadow, theta, fresh, m.lost[i])
