@@ -22,6 +22,7 @@ from emabench.data import catalog
 from emabench.errors import UserError, nearest
 from emabench.paths import conf_dir
 
+NOT_ONE = "is not an override; write key=value, for example ema.decay=0.999 or seed=0,1,2"
 FREE = ("averages", "hydra")  # sections whose keys are the user's own
 
 
@@ -55,11 +56,12 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     parsed = []
     for word in overrides:
         try:
-            parsed.append(parser.parse_override(word))
+            override = parser.parse_override(word)
         except HydraException as error:
-            raise UserError(
-                f"{word!r} is not an override; write key=value, for example ema.decay=0.999 or seed=0,1,2"
-            ) from error
+            raise UserError(f"{word!r} {NOT_ONE}") from error
+        if not override.key_or_group:
+            raise UserError(f"{word!r} {NOT_ONE}")
+        parsed.append(override)
     return parsed
 
 
@@ -72,6 +74,7 @@ def composed(overrides: Sequence[Override]) -> DictConfig:
     for override in overrides:
         if override not in groups:
             _check_key(override, known)
+            _check_task_option(override, known)
     return _compose([o.input_line or "" for o in overrides])
 
 
@@ -131,14 +134,39 @@ def _check_key(override: Override, known: DictConfig) -> None:
         if position and parts[0] in FREE:
             return
         if not isinstance(node, DictConfig) or part not in node:
-            if parts[0] in FREE:
-                return
             place = ".".join(parts[:position])
             where = f" in {place}" if place else ""
             keys = [str(key) for key in node] if isinstance(node, DictConfig) else []
-            close = nearest(part, keys) if position else nearest(override.key_or_group, _all_keys(known))
+            close = nearest(part, keys) if position else _nearest_anywhere(override.key_or_group, known)
             raise UserError(f"{override.input_line}: there is no key {part!r}{where}{close}")
-        node = node._get_node(part) if isinstance(node._get_node(part), DictConfig) else None
+        node = node._get_node(part)
+    if isinstance(node, DictConfig) and not isinstance(override.value(), dict) and not override.is_delete():
+        first = next(iter(node), "key")
+        raise UserError(f"{override.input_line}: {override.key_or_group} is a section; set its keys ({parts[-1]}.{first}=…)")
+
+
+KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+
+
+def _check_task_option(override: Override, known: DictConfig) -> None:
+    """A task's own options are typed in its file, which imports torch: catch a wrong kind of value before that."""
+    if not override.key_or_group.startswith("task.") or override.is_delete() or override.is_sweep_override():
+        return
+    value, default = override.value(), OmegaConf.select(known, override.key_or_group)
+    expected = type(default)
+    fits = isinstance(value, expected | (int if expected is float else expected)) and (
+        expected is bool or not isinstance(value, bool)
+    )
+    if value is not None and expected in KINDS and not fits:
+        raise UserError(f"{override.input_line}: should be {KINDS[expected]}, {default} for example")
+
+
+def _nearest_anywhere(word: str, known: DictConfig) -> str:
+    """For a key that is not at the top: one of that name in a section, the nearest, or what is at the top."""
+    inside = [key for key in _all_keys(known) if key.rpartition(".")[2] == word.rpartition(".")[2]]
+    if inside:
+        return f"; did you mean {inside[0]!r}?"
+    return nearest(word, _all_keys(known), otherwise=[str(key) for key in known])
 
 
 def _all_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -84,9 +84,9 @@ class EmaConfig(Section):
             if isinstance(decay, bool) or not isinstance(decay, int | float):
                 raise ValueError(f"{decay!r} is not a number; a decay lies in [0, 1), 0.999 say")
             if not 0 <= decay < 1:
-                raise ValueError(f"{decay} is outside [0, 1); 0.999 averages over about 1000 steps")
+                raise ValueError(f"{decay} is not in [0, 1); 0.999 averages over about 1000 steps")
         if len(set(values)) < len(values):
-            raise ValueError(f"{value} has a decay twice; name each once")
+            raise ValueError("a decay stands there twice; name each once")
         decays = sorted(float(decay) for decay in values)
         return decays if len(decays) > 1 else decays[0]
 

@@ -20,10 +20,11 @@ class Interrupted(Exception):
     """Training was asked to stop; the checkpoint is written and the same command goes on (exit 75)."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean …?' for the nearest known word, else the known words themselves."""
+def nearest(word: str, known: Iterable[str], otherwise: Iterable[str] | None = None) -> str:
+    """'; did you mean …?' for the nearest known word, else what there is (`otherwise`, where that is less)."""
     known = sorted(set(known))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    rest = sorted(set(otherwise)) if otherwise is not None else known
+    return f"; known: {', '.join(rest)}" if rest else ""

@@ -26,7 +26,8 @@ from emabench.paths import cache_dir
 from emabench.runs.directory import RunDirectory
 from emabench.runs.history import History
 from emabench.runs.result import RAW, Result, Row, Status, measured
-from emabench.seeding import derive
+from emabench.runs.tracking import tracker
+from emabench.seeding import seed_default
 from emabench.tasks.base import Context, Task
 from emabench.training import checkpoint, environment
 from emabench.training.interruption import StopRequest, stop_requests
@@ -55,10 +56,30 @@ def run(config: Config) -> Result:
             raise
         except Exception as error:
             directory.error.write_text(traceback.format_exc())
+            directory.write_result(_failed(config, error))
             raise RunFailed(f"{directory.path}: {type(error).__name__}: {error}; see {directory.error}") from error
         directory.write_result(result)
         directory.error.unlink(missing_ok=True)
         return result
+
+
+def _failed(config: Config, error: Exception) -> Result:
+    """A result that says why there is none. It does not count as finished: the same command tries again."""
+    return Result(
+        run_id=config.run_id(),
+        task=config.task_name,
+        scale=config.scale,
+        seed=config.seed,
+        steps=config.steps,
+        status="failed",
+        reason=f"{type(error).__name__}: {error}",
+        rows=(),
+        metrics={},
+        measured_with={},
+        references={},
+        timing={},
+        environment=environment.describe(config, torch.device("cpu")),
+    )
 
 
 def build_task(config: Config, device: torch.device, progress: Progress) -> Task:
@@ -79,7 +100,7 @@ def build_task(config: Config, device: torch.device, progress: Progress) -> Task
         decay=config.decays()[0] if config.ema.active else None,
         progress=progress.say,
     )
-    torch.manual_seed(derive(config.seed, "init"))
+    seed_default(config.seed, "init", 0, device)
     return module.Task(options, context)
 
 
@@ -93,7 +114,9 @@ class Training:
         self.progress = Progress(f"{config.task_name}/{config.run_id()}", config.steps)
         self.task = build_task(config, self.device, self.progress)
         self.model = self.task.averaged()
-        self.averager = Averager(self.model, config.profiles(), buffers=config.ema.buffers)
+        sizes = {"steps": config.steps, "batch_size": config.batch_size}
+        profiles = {name: profile.bound(**sizes) for name, profile in config.profiles().items()}
+        self.averager = Averager(self.model, profiles, buffers=config.ema.buffers)
         self.recalibrates = config.ema.buffers == "recompute" and has_batchnorm(self.model)
         self.step = 0  # optimiser steps done
         self.sums: dict[str, Tensor | float] = {}  # of the scalars since the last history line
@@ -101,6 +124,7 @@ class Training:
         self.seconds = {"train_s": 0.0, "averaging_s": 0.0, "evaluate_s": 0.0}
         self._resume()
         self.history = History(directory.history, self.step)
+        self.tracker = tracker(config, directory, self.progress.say)
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -131,6 +155,7 @@ class Training:
 
     def result(self) -> Result:
         """Train to the end, measure every set of weights, and say what was found."""
+        result = None
         try:
             diverged = self._train()
             if diverged:
@@ -140,8 +165,11 @@ class Training:
                 ]
             else:
                 rows = self._measure(artifacts=True)
-            return self._result("diverged" if diverged else "finished", diverged, rows)
+                self._record(rows)
+            result = self._result("diverged" if diverged else "finished", diverged, rows)
+            return result
         finally:
+            self.tracker.finish(result)
             self.progress.close()
             self.history.close()
 
@@ -156,10 +184,13 @@ class Training:
         while self.step < config.steps:
             began = time.perf_counter()
             # Dropout and the like draw from torch's own generator: derive its state from the step as well.
-            torch.manual_seed(derive(config.seed, "step", self.step))
+            seed_default(config.seed, "step", self.step, self.device)
             scalars = self.task.train_step(self.step)
             trained = time.perf_counter()
-            self.averager.update()
+            try:
+                self.averager.update()
+            except ValueError as error:  # weights that are not finite; the averages are as they were
+                return str(error)
             self.seconds["train_s"] += trained - began
             self.seconds["averaging_s"] += time.perf_counter() - trained
             self.step += 1
@@ -192,6 +223,7 @@ class Training:
     def _log(self, means: dict[str, float]) -> None:
         means["lr"] = self.config.optimizer.lr * factor(self.config.schedule, self.step - 1, self.config.steps)
         self.history.add(step=self.step, wall=round(self.seconds["train_s"], 3), **means)
+        self.tracker.log(self.step, means)
         self.progress.update(self.step, means)
         self.sums, self.summed = {}, 0
 
@@ -217,8 +249,12 @@ class Training:
         return bool(every and self.step and self.step % every == 0 and self.step < self.config.steps)
 
     def _measure_along(self) -> None:
-        rows = self._measure()
-        self.history.add(step=self.step, eval={row.average: dict(row.metrics) for row in rows})
+        self._record(self._measure())
+
+    def _record(self, rows: list[Row]) -> None:
+        if self.step not in self.history.measured:
+            self.history.add(step=self.step, eval={row.average: dict(row.metrics) for row in rows})
+            self.tracker.measure(self.step, rows)
 
     def _measure(self, artifacts: bool = False) -> list[Row]:
         """Every set of weights, evaluated one after the other on the same draws."""
@@ -241,7 +277,7 @@ class Training:
     def _in_place(self, name: str) -> Iterator[None]:
         """The weights of one average in the model, its batch-norm statistics seen to, in eval mode."""
         with self.averager.applied(name) if name != RAW else nullcontext(), torch.no_grad():
-            torch.manual_seed(derive(self.config.seed, "evaluate"))
+            seed_default(self.config.seed, "evaluate", 0, self.device)
             if name != RAW and self.recalibrates:
                 recalibrate(self.model, self.task.calibration())
             self.model.eval()

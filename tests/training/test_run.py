@@ -68,8 +68,6 @@ def assert_same(a: object, b: object, at: str = "") -> None:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Send this process SIGTERM in the middle of a step, as a scheduler would."""
-    original = Training._log_or_step if hasattr(Training, "_log_or_step") else None
-    assert original is None
     inner = Training.__init__
 
     def init(self: Training, *args: object, **kwargs: object) -> None:
@@ -187,6 +185,8 @@ def test_a_failure_is_said_and_can_be_tried_again(tmp_path: Path, monkeypatch: p
             run(config)
     directory = RunDirectory(config.directory())
     assert "ZeroDivisionError" in directory.error.read_text()
+    assert (there := directory.result())
+    assert there.status == "failed"
     assert final_state(config)  # training is safe
     assert run(config).status == "finished"
     assert not directory.error.exists()
