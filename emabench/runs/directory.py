@@ -35,9 +35,8 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if self.config.exists():
                 self._check_identity(config)
-            else:
-                text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-                write_text(self.config, text)
+            text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+            write_text(self.config, text)
         except OSError as error:
             raise UserError(
                 f"results_dir={config.results_dir}: cannot write {error.filename or self.path} "

@@ -1,0 +1,36 @@
+"""`python -m emabench.launch.worker DIRECTORY`: one run in a process of its own.
+
+The run's directory holds its resolved configuration, so what was asked for is what is run, whatever has
+happened to `conf/` meanwhile.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from emabench.config import Config, checked
+from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
+
+
+def main(directory: Path) -> int:
+    """Run the configuration in `directory`; returns the exit status."""
+    try:
+        from emabench.training.run import run
+
+        run(checked(Config, yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))))
+    except UserError as error:
+        print(f"emabench: {error}", file=sys.stderr)
+        return MISTAKE
+    except RunFailed as error:
+        print(f"emabench: {error}", file=sys.stderr)
+        return FAILED
+    except Interrupted:
+        return INTERRUPTED
+    return DONE
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1])))
