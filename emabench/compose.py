@@ -124,7 +124,9 @@ def _check_choice(override: Override) -> None:
     group, choice = override.key_or_group, override.value()
     known = groups().get(group)
     if known is not None and choice not in known:
-        raise UserError(f"{override.input_line}: there is no {group} {choice!r}{nearest(str(choice), known)}")
+        raise UserError(
+            f"{override.input_line}: there is no {group} {str(choice)!r}{nearest(str(choice), known)}"
+        )
 
 
 def _check_key(override: Override, known: DictConfig) -> None:
@@ -141,8 +143,10 @@ def _check_key(override: Override, known: DictConfig) -> None:
             raise UserError(f"{override.input_line}: there is no key {part!r}{where}{close}")
         node = node._get_node(part)
     if isinstance(node, DictConfig) and not isinstance(override.value(), dict) and not override.is_delete():
-        first = next(iter(node), "key")
-        raise UserError(f"{override.input_line}: {override.key_or_group} is a section; set its keys ({parts[-1]}.{first}=…)")
+        first = str(next(iter(node), "key"))
+        raise UserError(
+            f"{override.input_line}: {override.key_or_group} is a section; set its keys ({parts[-1]}.{first}=…)"
+        )
 
 
 KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
@@ -158,7 +162,7 @@ def _check_task_option(override: Override, known: DictConfig) -> None:
         expected is bool or not isinstance(value, bool)
     )
     if value is not None and expected in KINDS and not fits:
-        raise UserError(f"{override.input_line}: should be {KINDS[expected]}, {default} for example")
+        raise UserError(f"{override.input_line}: should be {KINDS[expected]}, {default!r} for example")
 
 
 def _nearest_anywhere(word: str, known: DictConfig) -> str:

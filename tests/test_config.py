@@ -86,8 +86,17 @@ def test_active_average_takes_one_decay() -> None:
 
 def test_run_id_is_of_what_decides_the_result() -> None:
     base = config("ema.decay=0.9")
-    assert config("ema.decay=[0.9]", "results_dir=/tmp/x", "device=cpu", "log_every=3").run_id() == base.run_id()
-    for other in ("seed=1", "ema.decay=0.91", "steps=9", "optimizer.lr=0.5", "ema.debias=false", "precision=bf16"):
+    assert (
+        config("ema.decay=[0.9]", "results_dir=/tmp/x", "device=cpu", "log_every=3").run_id() == base.run_id()
+    )
+    for other in (
+        "seed=1",
+        "ema.decay=0.91",
+        "steps=9",
+        "optimizer.lr=0.5",
+        "ema.debias=false",
+        "precision=bf16",
+    ):
         assert config("ema.decay=0.9", other).run_id() != base.run_id(), other
 
 

@@ -95,7 +95,11 @@ def _places(results_dir: Path) -> Iterator[Finding]:
         if os.access(there, os.W_OK):
             yield "ok", name, f"{path} ({shutil.disk_usage(there).free / 2**30:.0f} GiB free)"
         else:
-            yield "bad", name, f"{path} is not writable; results_dir=… (or EMABENCH_CACHE) names another place"
+            yield (
+                "bad",
+                name,
+                f"{path} is not writable; results_dir=… (or EMABENCH_CACHE) names another place",
+            )
 
 
 def _services() -> Iterator[Finding]:
@@ -104,5 +108,11 @@ def _services() -> Iterator[Finding]:
     else:
         yield "note", "slurm", "no sbatch here"
     netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    known = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text(errors="replace"))
-    yield ("ok" if known else "note"), "wandb", "logged in" if known else "not logged in: log=wandb goes offline"
+    known = os.environ.get("WANDB_API_KEY") or (
+        netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
+    )
+    yield (
+        ("ok" if known else "note"),
+        "wandb",
+        "logged in" if known else "not logged in: log=wandb goes offline",
+    )

@@ -14,7 +14,9 @@ def main(words: Sequence[str]) -> int:
     overrides = [word for word in words if not word.startswith("-")]
     for flag in flags:
         if flag not in ("-m", "--multirun", "--cfg"):
-            raise UserError(f"{flag}: there is no such option; -m for a sweep, --cfg to see the configuration, --help")
+            raise UserError(
+                f"{flag}: there is no such option; -m for a sweep, --cfg to see the configuration, --help"
+            )
     if "--cfg" in flags:
         return show_configuration(overrides)
     if flags:

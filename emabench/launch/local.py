@@ -61,7 +61,8 @@ def _in_turn(todo: list[Config], console: Console) -> None:
 
 def _side_by_side(todo: list[Config], jobs: int, console: Console) -> None:
     """A pool of processes. Cores and GPUs are dealt out evenly; each process writes to its run's `log.txt`."""
-    waiting, running = list(reversed(todo)), {}
+    waiting = list(reversed(todo))
+    running: dict[subprocess.Popen[bytes], tuple[Config, int]] = {}
     began, count, interrupted = time.monotonic(), 0, False
     gpus = _gpus()
     slots = list(range(jobs))

@@ -63,7 +63,11 @@ def _summary(jobs: list[list[str]], configs: list[Config]) -> int:
             sign = 1 if result.metrics[metric] == "higher" else -1
             best = max(rows, key=lambda r: sign * float(r.metrics[metric] or 0))
             raw = result.row("raw")
-            row += [_number(raw.metrics[metric] if raw else None), _number(best.metrics[metric]), best.average]
+            row += [
+                _number(raw.metrics[metric] if raw else None),
+                _number(best.metrics[metric]),
+                best.average,
+            ]
         else:
             row += ["–", "–", "–"]
         shown.add_row(*row, config.run_id())

@@ -69,7 +69,9 @@ class RunDirectory:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise UserError(f"{self.path}: is being run by {holder}; wait for it, or stop it first") from error
+            raise UserError(
+                f"{self.path}: is being run by {holder}; wait for it, or stop it first"
+            ) from error
         try:
             file.seek(0)
             file.truncate()

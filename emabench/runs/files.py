@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write aside, flush to the disk, rename. An error leaves what was there, and nothing half-written."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
-            write(file)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -24,7 +22,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A small text file, atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()) and None)
+    write_atomically(path, text.encode())
 
 
 def sync_directory(path: Path) -> None:

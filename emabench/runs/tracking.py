@@ -7,11 +7,14 @@ login or a dead network falls back to offline and says so once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from emabench.config import Config, identity
 from emabench.runs.directory import RunDirectory
 from emabench.runs.result import Result, Row
+
+
+Mode = Literal["online", "offline"]
 
 
 class Tracker(Protocol):
@@ -40,7 +43,8 @@ class WandbTracker:
     def __init__(self, config: Config, directory: RunDirectory, say: Callable[[str], None]) -> None:
         self.say = say
         self.run: Any = None
-        for mode in ("online", "offline") if config.log == "wandb" else ("offline",):
+        modes: tuple[Mode, ...] = ("online", "offline") if config.log == "wandb" else ("offline",)
+        for mode in modes:
             try:
                 self.run = _init(config, directory, mode)
                 return
@@ -85,7 +89,7 @@ def tracker(config: Config, directory: RunDirectory, say: Callable[[str], None])
     return NoTracker() if config.log == "none" else WandbTracker(config, directory, say)
 
 
-def _init(config: Config, directory: RunDirectory, mode: str) -> Any:
+def _init(config: Config, directory: RunDirectory, mode: Mode) -> Any:
     import wandb
 
     if mode == "online" and not wandb.Api(timeout=10).api_key:
@@ -112,7 +116,5 @@ def _table(result: Result) -> Any:
     import wandb
 
     names = list(result.metrics)
-    rows = [
-        [row.average, *(row.metrics.get(name) for name in names)] for row in result.rows
-    ]
+    rows = [[row.average, *(row.metrics.get(name) for name in names)] for row in result.rows]
     return wandb.Table(columns=["average", *names], data=rows)

@@ -27,7 +27,7 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     torch.save(state, buffer)
     data = buffer.getbuffer()
     path = directory / f"step-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
-    write_atomically(path, lambda file: file.write(data) and None)
+    write_atomically(path, data)
     for _, old in _found(directory)[keep:]:
         if old != path:
             old.unlink(missing_ok=True)

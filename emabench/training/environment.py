@@ -24,7 +24,9 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if not count or (device.index or 0) >= count:
-            raise UserError(f"device={name}: torch sees {count} CUDA devices here; use device=auto or device=cpu")
+            raise UserError(
+                f"device={name}: torch sees {count} CUDA devices here; use device=auto or device=cpu"
+            )
     return device
 
 
@@ -36,7 +38,11 @@ def make_deterministic() -> None:
 
 def describe(config: Config, device: torch.device) -> dict[str, Any]:
     """Versions, device and code that a result was made with."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "emabench": emabench.__version__,
         "commit": _commit(),
@@ -56,7 +62,9 @@ def _commit() -> str | None:
         return None
     try:
         git = ["git", "-C", str(PACKAGE.parent)]
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10
+        )
         dirty = subprocess.run(
             [*git, "status", "--porcelain", "--untracked-files=no", "--", "emabench", "conf"],
             capture_output=True,

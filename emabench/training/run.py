@@ -57,7 +57,9 @@ def run(config: Config) -> Result:
         except Exception as error:
             directory.error.write_text(traceback.format_exc())
             directory.write_result(_failed(config, error))
-            raise RunFailed(f"{directory.path}: {type(error).__name__}: {error}; see {directory.error}") from error
+            raise RunFailed(
+                f"{directory.path}: {type(error).__name__}: {error}; see {directory.error}"
+            ) from error
         directory.write_result(result)
         directory.error.unlink(missing_ok=True)
         return result
@@ -160,7 +162,12 @@ class Training:
             diverged = self._train()
             if diverged:
                 rows = [
-                    Row(name, profile, dict.fromkeys(self.task.metrics), dict.fromkeys(self.task.metrics, diverged))
+                    Row(
+                        name,
+                        profile,
+                        dict.fromkeys(self.task.metrics),
+                        dict.fromkeys(self.task.metrics, diverged),
+                    )
                     for name, profile in self._profiles().items()
                 ]
             else:
@@ -195,7 +202,9 @@ class Training:
             self.seconds["averaging_s"] += time.perf_counter() - trained
             self.step += 1
             for name, value in scalars.items():
-                self.sums[name] = self.sums.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
+                self.sums[name] = self.sums.get(name, 0.0) + (
+                    value.detach() if isinstance(value, Tensor) else value
+                )
             self.summed += 1
 
             last = self.step == config.steps
@@ -221,7 +230,9 @@ class Training:
         return None
 
     def _log(self, means: dict[str, float]) -> None:
-        means["lr"] = self.config.optimizer.lr * factor(self.config.schedule, self.step - 1, self.config.steps)
+        means["lr"] = self.config.optimizer.lr * factor(
+            self.config.schedule, self.step - 1, self.config.steps
+        )
         self.history.add(step=self.step, wall=round(self.seconds["train_s"], 3), **means)
         self.tracker.log(self.step, means)
         self.progress.update(self.step, means)
@@ -279,7 +290,7 @@ class Training:
         with self.averager.applied(name) if name != RAW else nullcontext(), torch.no_grad():
             seed_default(self.config.seed, "evaluate", 0, self.device)
             if name != RAW and self.recalibrates:
-                recalibrate(self.model, self.task.calibration())
+                recalibrate(self.model, self.task.calibration() or ())
             self.model.eval()
             try:
                 yield

@@ -81,15 +81,16 @@ def test_history_forgets_what_came_after_the_step_it_is_taken_up_at(tmp_path: Pa
     ]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_text("old")
 
-    def fail(file: object) -> None:
+    def fail(descriptor: int) -> None:
         raise OSError("disk full")
 
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
+        write_atomically(path, b"new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -147,7 +147,7 @@ def test_stopped_and_resumed_is_bit_identical(
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_seed_decides(whole: dict[str, tuple[Config, Result]], task: str, tmp_path: Path) -> None:
-    config, result = whole[task]
+    _, result = whole[task]
     other = run(smoke(task, tmp_path, "evaluate.every=4", "seed=1"))
     assert other.rows != result.rows
 
@@ -162,7 +162,7 @@ def test_a_diverged_run_is_no_number(tmp_path: Path) -> None:
     assert all("not finite" in reason for row in result.rows for reason in row.reasons.values())
     for state in RunDirectory(config.directory()).checkpoints.iterdir():
         loaded = torch.load(state, weights_only=True)
-        model = loaded["task"]["model"] if "model" in loaded["task"] else {}
+        model = loaded["task"].get("model", {})
         assert all(torch.isfinite(value).all() for value in model.values() if value.is_floating_point())
     assert run(config) == result  # it would diverge again: not run twice
 
