@@ -175,7 +175,7 @@ def _nearest_anywhere(word: str, known: DictConfig) -> str:
 
 def _all_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in config:
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key!s}"
         node = config._get_node(key)
         if isinstance(node, DictConfig):
-            yield from _all_keys(node, f"{prefix}{key}.")
+            yield from _all_keys(node, f"{prefix}{key!s}.")
