@@ -63,7 +63,9 @@ def _dispatch(words: list[str]) -> int:
     if first in ("-h", "--help", "help"):
         from emabench.paths import conf_dir
 
-        verbs = "\n".join(f"  emabench {verb:<20} {text}" for verb, text in _verbs().items() if verb != "train")
+        verbs = "\n".join(
+            f"  emabench {verb:<20} {text}" for verb, text in _verbs().items() if verb != "train"
+        )
         print(HELP.format(verbs=verbs, keys=KEYS, conf=conf_dir() / "config.yaml"))
         return DONE
     if first == "--version":
@@ -74,7 +76,9 @@ def _dispatch(words: list[str]) -> int:
     if first in _verbs():
         return import_module(f"emabench.commands.{first}").main(words[1:])
     if first and first.replace("_", "").isalpha():
-        raise UserError(f"{first!r} is neither a verb nor an override{nearest(first, _verbs())}; see emabench --help")
+        raise UserError(
+            f"{first!r} is neither a verb nor an override{nearest(first, _verbs())}; see emabench --help"
+        )
     return import_module("emabench.commands.train").main(words)
 
 

@@ -180,7 +180,9 @@ class Config(Section):
                     raise ValueError(f"ema: {error}") from error
         for name, spec in self.averages.items():
             if name == "raw" or name in found or not name.replace("_", "").replace(".", "").isalnum():
-                raise ValueError(f"averages.{name}: the name is taken or not made of letters, digits, _ and .")
+                raise ValueError(
+                    f"averages.{name}: the name is taken or not made of letters, digits, _ and ."
+                )
             try:
                 found[name] = profiles.from_dict(spec)
             except ValueError as error:
@@ -243,7 +245,9 @@ def _say(kind: type[Section], detail: Any, at: str) -> str:
 
 
 def _is_union_branch(part: str) -> bool:
-    return part in ("float", "int", "str", "bool", "none") or part.startswith(("list[", "constrained-", "function-"))
+    return part in ("float", "int", "str", "bool", "none") or part.startswith(
+        ("list[", "constrained-", "function-")
+    )
 
 
 def _siblings(kind: type[BaseModel], path: list[str]) -> list[str]:

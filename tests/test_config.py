@@ -14,7 +14,7 @@ from emabench.errors import UserError
 
 
 def config(*overrides: str) -> Config:
-    return configuration(["task=ddpm", "scale=smoke", *overrides])
+    return configuration(["task=quadratic", "scale=smoke", *overrides])
 
 
 def test_values_by_scale_and_overrides() -> None:
@@ -32,13 +32,13 @@ def test_averages_are_named_after_their_decay() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("task=dpm", "did you mean 'ddpm'"),
-        ("tsk=ddpm", "did you mean 'task'"),
+        ("task=quadrtic", "did you mean 'quadratic'"),
+        ("tsk=quadratic", "did you mean 'task'"),
         ("ema.dcay=0.9", "did you mean 'decay'"),
         ("+ema.dcay=0.9", "did you mean 'decay'"),
         ("++ema.dcay=0.9", "did you mean 'decay'"),
-        ("task.dta=digits", "did you mean 'data'"),
-        ("+task.dta=digits", "did you mean 'data'"),
+        ("task.nose=1", "did you mean 'noise'"),
+        ("+task.nose=1", "did you mean 'noise'"),
         ("lr=0.1", "did you mean 'optimizer.lr'"),
         ("ema.decay=1.0", "[0, 1)"),
         ("ema.decay=-0.1", "[0, 1)"),
@@ -61,7 +61,7 @@ def test_averages_are_named_after_their_decay() -> None:
         ("seed=0,1", "-m"),
         ("+averages.swa={kind: mena}", "mean"),
         ("+averages.raw={kind: mean}", "raw"),
-        ("ema.decay=0.9 0.99", "key=value"),
+        ("ema.decay=0.9 0.99", "not a number"),
         ("=3", "key=value"),
         ("ema=0.9", "ema"),
         ("optimizer=adam", "optimizer"),

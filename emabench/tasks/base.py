@@ -70,7 +70,9 @@ class Task(ABC):
     Initial weights are drawn under the seed that the trainer has set, so construct modules in a fixed order.
     """
 
-    metrics: ClassVar[Mapping[str, Direction]]  # every metric that `evaluate` returns; the first is the main one
+    metrics: ClassVar[
+        Mapping[str, Direction]
+    ]  # every metric that `evaluate` returns; the first is the main one
 
     @property
     def measured_with(self) -> Mapping[str, str]:
