@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
@@ -19,7 +19,6 @@ from emabench.errors import UserError, nearest
 from emabench.paths import conf_dir
 from emabench.runs.result import RAW
 
-T = TypeVar("T")
 Scale = Literal["smoke", "small", "paper"]
 Direction = Literal["lower", "higher"]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
@@ -60,7 +59,7 @@ def _amounts(value: Any) -> Any:
 
 OneAmount = Annotated[Amount, BeforeValidator(_amount)]
 Range = Annotated[tuple[Amount, Amount], BeforeValidator(_amounts)]
-ByScale = T | dict[Scale, T]
+Overrides = list[str] | dict[Scale, list[str]]
 
 
 def at_scale(value: Any, scale: str) -> Any:
@@ -99,7 +98,7 @@ class Note(Section):
 
     text: str
     metric: str | None = None
-    rows: list[str] = []
+    rows: list[str] = Field(default_factory=list)
 
 
 class TableRow(Section):
@@ -107,10 +106,10 @@ class TableRow(Section):
 
     label: str
     arm: str
-    average: ByScale[str]
+    average: str | dict[Scale, str]
     against: str | None = None  # the row it is compared with; else the raw weights of the same trajectory
-    reported: dict[str, float] = {}  # the article's numbers, by metric
-    published: list[Published] = []
+    reported: dict[str, float] = Field(default_factory=dict)  # the article's numbers, by metric
+    published: list[Published] = Field(default_factory=list)
 
 
 class Claim(Section):
@@ -118,7 +117,7 @@ class Claim(Section):
 
     text: str
     metric: str
-    sources: list[str] = []  # of the literature's expectation
+    sources: list[str] = Field(default_factory=list)  # of the literature's expectation
     note: str = ""
 
     def rows(self) -> list[str]:
@@ -136,7 +135,10 @@ class Claim(Section):
 
 
 class Order(Claim):
-    """The metric gets better (or worse) with every step along the rows. A step back within `margin` is none."""
+    """The metric gets better (or worse) with every step along the rows.
+
+    A step back within `margin` is none, and less than `margin` from the first row to the last is no gain.
+    """
 
     type: Literal["order"]
     along: Annotated[list[str], Field(min_length=2)]
@@ -194,7 +196,7 @@ class StepsToTarget(Pair):
     """`row` reaches a value of the metric in so many per cent fewer or more steps than `over`."""
 
     type: Literal["steps"]
-    target: ByScale[float] | None = None
+    target: float | dict[Scale, float] | None = None
     target_row: str | None = None  # instead: the mean final value of this row
     article: Range | None = None
     literature: Range | None = None
@@ -207,7 +209,9 @@ class StepsToTarget(Pair):
     def _relative_and_one_target(self) -> Self:
         _check_units(self.tolerance, self.article, self.literature)
         if not self.tolerance.relative:
-            raise ValueError("steps are compared by their ratio; write article, literature and tolerance in per cent")
+            raise ValueError(
+                "steps are compared by their ratio; write article, literature and tolerance in per cent"
+            )
         if (self.target is None) == (self.target_row is None):
             raise ValueError("takes one of target and target_row")
         return self
@@ -262,21 +266,25 @@ class Table(Section):
     question: str
     task: str
     metrics: Annotated[dict[str, Metric], Field(min_length=1)]  # the main one first
-    seeds: ByScale[Seeds]
-    overrides: ByScale[list[str]] = []  # of every arm
-    arms: Annotated[dict[str, ByScale[list[str]]], Field(min_length=1)]  # overrides of each trajectory
+    seeds: Seeds | dict[Scale, Seeds]
+    overrides: Overrides = Field(default_factory=list)  # of every arm
+    arms: Annotated[dict[str, Overrides], Field(min_length=1)]  # overrides of each trajectory
     rows: Annotated[dict[str, TableRow], Field(min_length=1)]
     claims: list[AnyClaim]
-    sources: dict[str, Source] = {}
-    context: list[Published] = []  # published numbers that belong to no row
-    measured_with: dict[str, str] = {}  # of the reported and published numbers, by metric
-    notes: list[Note] = []
+    sources: dict[str, Source] = Field(default_factory=dict)
+    context: list[Published] = Field(default_factory=list)  # published numbers that belong to no row
+    measured_with: dict[str, str] = Field(
+        default_factory=dict
+    )  # of the reported and published numbers, by metric
+    notes: list[Note] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _refers_to_what_is_there(self) -> Self:
         for at, word, known in self._references():
             if word not in known:
-                raise ValueError(f"{at}={word}: there is no such {at.rpartition('.')[2]}{nearest(word, known)}")
+                raise ValueError(
+                    f"{at}={word}: there is no such {at.rpartition('.')[2]}{nearest(word, known)}"
+                )
         for key, row in self.rows.items():
             if isinstance(row.average, dict) and not {"small", "paper"} <= set(row.average):
                 raise ValueError(f"rows.{key}.average: name one for small and one for paper")
@@ -306,15 +314,13 @@ class Table(Section):
             yield "context.source", number.source, sources
         for index, claim in enumerate(self.claims):
             yield f"claims.{index}.metric", claim.metric, metrics
-            for row in claim.rows():
-                yield f"claims.{index}.row", row, rows
+            yield from ((f"claims.{index}.row", key, rows) for key in claim.rows())
             for source in claim.sources:
                 yield f"claims.{index}.source", source, sources
         for note in self.notes:
             if note.metric:
                 yield "notes.metric", note.metric, metrics
-            for row in note.rows:
-                yield "notes.row", row, rows
+            yield from (("notes.row", key, rows) for key in note.rows)
 
     def words(self, arm: str, scale: str) -> list[str]:
         """The overrides of one arm's trajectories, without the seed."""
@@ -359,7 +365,9 @@ def _check_units(tolerance: Amount, *expected: tuple[Amount, Amount] | None) -> 
     if tolerance.value < 0:
         raise ValueError("tolerance is below zero")
     if any(each and each[0].relative != tolerance.relative for each in expected):
-        raise ValueError("write article, literature and tolerance all in per cent, or all in the metric's unit")
+        raise ValueError(
+            "write article, literature and tolerance all in per cent, or all in the metric's unit"
+        )
 
 
 def names() -> list[str]:

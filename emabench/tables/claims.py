@@ -1,0 +1,422 @@
+"""From a claim and the measured rows to a verdict.
+
+A claim is turned into statements about means over seeds ("FID falls by more than 30 %"). Which of them are shown
+is decided for the whole table at once (`statistics.holm`); a verdict follows from what is shown:
+
+reproduced      what is claimed is shown, its size within the tolerance
+direction only  the direction is shown, the size is another or not shown yet
+contradicted    it is shown that the claim does not hold: the other way round, or not by so much
+undecided       neither; with the number of seeds that would decide, were effect and spread as seen so far
+not comparable  the claim is about values that this scale, or what was measured with, changes
+not run         there is nothing to judge it by
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import pairwise
+
+from emabench.tables import spec
+from emabench.tables.statistics import (
+    Above,
+    AllOf,
+    AnyOf,
+    Estimate,
+    Side,
+    Statement,
+    below,
+    estimate,
+)
+
+
+class Kind(StrEnum):
+    """What can be said of a claim."""
+
+    REPRODUCED = "reproduced"
+    DIRECTION = "direction only"
+    CONTRADICTED = "contradicted"
+    UNDECIDED = "undecided"
+    NOT_COMPARABLE = "not comparable"
+    NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the measurements say of one expectation, and why. `seeds` would decide what is undecided, if known."""
+
+    kind: Kind
+    why: str = ""
+    seeds: float | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What was measured of a claim, in words' terms: the quantity, its estimate, and the values by seed.
+
+    `relative` says that the numbers are relative changes (−0.38 for −38 %).
+    """
+
+    what: str
+    estimate: Estimate
+    values: Sequence[float]
+    relative: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A verdict that holds where all of `shown` are shown."""
+
+    kind: Kind
+    shown: Sequence[Statement]
+    why: str
+
+
+@dataclass(frozen=True)
+class Test:
+    """A claim made ready for judging: the effects seen, the statements to be tested, and what follows from them."""
+
+    claim: spec.AnyClaim
+    effects: Sequence[Effect] = ()
+    sides: Sequence[Side] = ()
+    outcomes: Mapping[str, Sequence[Outcome]] = field(
+        default_factory=dict
+    )  # by who expects; the first that holds
+    without: Verdict | None = None  # instead of a test: why there is none
+
+    def verdicts(self, shown: set[int], level: float) -> dict[str, Verdict]:
+        """By who expects, the verdict, given the statements that are shown; `level` is a side's share of alpha."""
+        if self.without:
+            return dict.fromkeys(self.outcomes or self.claim.expectations(), self.without)
+        return {who: _decide(outcomes, shown, level) for who, outcomes in self.outcomes.items()}
+
+
+def _decide(outcomes: Sequence[Outcome], shown: set[int], level: float) -> Verdict:
+    for outcome in outcomes:
+        if all(id(statement) in shown for statement in outcome.shown):
+            return Verdict(outcome.kind, outcome.why)
+    seeds = min(max(statement.seeds(level) for statement in outcome.shown) for outcome in outcomes)
+    return Verdict(Kind.UNDECIDED, "", seeds)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a claim is judged by: numbers by row and seed, of finished runs alone."""
+
+    by_row: Mapping[str, Mapping[int, float]]
+    higher: bool  # is better
+    tracks: Mapping[str, Mapping[int, Sequence[tuple[int, float]]]] = field(
+        default_factory=dict
+    )  # along the run
+    target: float | None = None
+
+    def seeds(self, rows: Sequence[str]) -> list[int]:
+        """The seeds that all of these rows have."""
+        return sorted(set.intersection(*(set(self.by_row.get(row, {})) for row in rows)))
+
+
+class Unfit(ValueError):
+    """These values cannot be judged so; the message says why."""
+
+
+def prepare(claim: spec.AnyClaim, values: Values, table: spec.Table) -> Test:
+    """The test of a claim on these values."""
+    builders: dict[type, Callable[..., Test]] = {
+        spec.Order: _order,
+        spec.Difference: _difference,
+        spec.Gain: _gain,
+        spec.StepsToTarget: _steps,
+        spec.Optimum: _optimum,
+        spec.Value: _value,
+    }
+    if not values.seeds(claim.rows()):
+        return Test(claim, without=Verdict(Kind.NOT_RUN, "no seed has all the rows it needs"))
+    try:
+        return builders[type(claim)](claim, values, table)
+    except Unfit as error:
+        return Test(claim, without=Verdict(Kind.NOT_COMPARABLE, str(error)))
+
+
+# -- one claim type after the other -----------------------------------------------------------------------------
+
+
+def _difference(claim: spec.Difference, values: Values, table: spec.Table) -> Test:
+    x = _gains(claim.row, claim.over, values, claim.margin.relative)
+    margin = _to_log(claim.margin)
+    up = [Above(x, threshold) for threshold in sorted({-margin, 0.0, margin})]
+    down = [below(x, threshold) for threshold in sorted({-margin, 0.0, margin}, reverse=True)]
+    above, under = {s.threshold: s for s in up}, {-s.threshold: s for s in down}
+    size = f"{claim.margin}".lstrip("+") if margin else ""
+    outcomes: dict[str, list[Outcome]] = {}
+    for who, expected in claim.expectations().items():
+        if expected == "equal":
+            outcomes[who] = [
+                Outcome(Kind.REPRODUCED, [above[-margin], under[margin]], f"equal within {size}"),
+                Outcome(Kind.CONTRADICTED, [above[margin]], f"better by more than {size}"),
+                Outcome(Kind.CONTRADICTED, [under[-margin]], f"worse by more than {size}"),
+            ]
+            continue
+        right, wrong, edge = (above, under, margin) if expected == "better" else (under, above, -margin)
+        outcomes[who] = [
+            Outcome(Kind.REPRODUCED, [right[0.0]], expected),
+            Outcome(Kind.CONTRADICTED, [wrong[edge]], f"not {expected}" + (f" by {size}" if size else "")),
+        ]
+        if margin:
+            outcomes[who].insert(
+                0, Outcome(Kind.DIRECTION, [right[0.0], wrong[edge]], f"{expected}, by less than {size}")
+            )
+    return Test(claim, [_effect(claim, values, claim.margin.relative)], [up, down], outcomes)
+
+
+def _gain(claim: spec.Gain, values: Values, table: spec.Table) -> Test:
+    x = _changes(claim.row, claim.over, values, claim.tolerance.relative)
+    effect = _effect(claim, values, claim.tolerance.relative)
+    return _within(claim, x, effect, claim.expectations(), claim.tolerance, directed=True)
+
+
+def _value(claim: spec.Value, values: Values, table: spec.Table) -> Test:
+    numbers = values.by_row[claim.row]
+    x = [numbers[seed] for seed in sorted(numbers)]
+    row = table.rows[claim.row]
+    expected: dict[str, tuple[spec.Amount, spec.Amount]] = {}
+    if claim.metric in row.reported:
+        reported = spec.Amount(row.reported[claim.metric], relative=False)
+        expected["article"] = (reported, reported)
+    if published := [number.value for number in row.published if number.metric == claim.metric]:
+        expected["literature"] = (
+            spec.Amount(min(published), relative=False),
+            spec.Amount(max(published), relative=False),
+        )
+    tolerance = claim.tolerance
+    if tolerance.relative:
+        largest = max((abs(end.value) for ends in expected.values() for end in ends), default=0.0)
+        tolerance = spec.Amount(tolerance.value * largest, relative=False)
+    found = estimate(x)
+    assert found
+    effect = Effect(table.rows[claim.row].label, found, x, relative=False)
+    return _within(claim, x, effect, expected, tolerance, directed=False)
+
+
+def _steps(claim: spec.StepsToTarget, values: Values, table: spec.Table) -> Test:
+    target = values.target
+    if target is None:
+        raise Unfit("there is no target at this scale")
+    seeds = sorted(set(values.tracks.get(claim.row, {})) & set(values.tracks.get(claim.over, {})))
+    if not seeds:
+        raise Unfit("the runs were not measured along the way; set evaluate.every")
+    x, missed = [], 0
+    for seed in seeds:
+        reached = [_first(values.tracks[row][seed], target, values.higher) for row in (claim.row, claim.over)]
+        missed += None in reached
+        # Never reached counts as reached at the last measurement: that makes a difference smaller, never larger.
+        last = max(values.tracks[claim.row][seed][-1][0], values.tracks[claim.over][seed][-1][0])
+        mine, other = (last if step is None else step for step in reached)
+        x.append(math.log(mine / other))
+    found = estimate(x)
+    assert found
+    what = f"steps to {target:.4g}, {table.rows[claim.row].label} over {table.rows[claim.over].label}"
+    if missed:
+        what += f" ({missed} of {len(seeds)} seeds never reached it)"
+    effect = Effect(what, found.map(math.expm1), [math.expm1(each) for each in x], relative=True)
+    return _within(claim, x, effect, claim.expectations(), claim.tolerance, directed=True)
+
+
+def _order(claim: spec.Order, values: Values, table: spec.Table) -> Test:
+    rows = claim.along
+    seeds = values.seeds(rows)
+    steps = [_gains(after, before, values, claim.margin.relative) for before, after in pairwise(rows)]
+    # The trend, per seed: the contrast of rows with equally spaced weights.
+    scale = math.log if claim.margin.relative else float
+    sign = 1 if values.higher else -1
+    _check_positive(claim.margin.relative, rows, values)
+    middle = (len(rows) - 1) / 2
+    trend = [
+        sum((i - middle) * sign * scale(values.by_row[row][seed]) for i, row in enumerate(rows))
+        for seed in seeds
+    ]
+    margin = _to_log(claim.margin)
+    sides: list[Side] = []
+    outcomes: dict[str, list[Outcome]] = {}
+    made: dict[str, list[Outcome]] = {}
+    for who, expected in claim.expectations().items():
+        if expected not in made:
+            turn = 1 if expected == "better" else -1
+            trending = Above([turn * each for each in trend])
+            every = AllOf([Above([turn * each for each in step]) for step in steps])
+            back = AnyOf([Above([-turn * each for each in step], margin) for step in steps])
+            sides += [[trending, every], [back]]
+            made[expected] = [
+                Outcome(Kind.CONTRADICTED, [back], _where_back(steps, turn, rows, table)),
+                Outcome(Kind.REPRODUCED, [trending, every], f"{expected} with every step"),
+                Outcome(
+                    Kind.DIRECTION,
+                    [trending],
+                    f"{expected} along the rows as a whole, not shown for every step",
+                ),
+            ]
+            if margin:
+                whole = [turn * each for each in _gains(rows[-1], rows[0], values, claim.margin.relative)]
+                flat = below(whole, margin)
+                size = f"{claim.margin}".lstrip("+")
+                sides.append([flat])
+                made[expected].insert(
+                    1, Outcome(Kind.DIRECTION, [trending, flat], f"{expected}, by less than {size} in all")
+                )
+                made[expected].append(Outcome(Kind.CONTRADICTED, [flat], f"not {expected} by {size} in all"))
+        outcomes[who] = made[expected]
+    effects = [
+        _effect_of(after, before, values, claim.margin.relative, table) for before, after in pairwise(rows)
+    ]
+    return Test(claim, effects, sides, outcomes)
+
+
+def _optimum(claim: spec.Optimum, values: Values, table: spec.Table) -> Test:
+    rows, inside = claim.along, claim.along[1:-1]
+    ends = (rows[0], rows[-1])
+
+    def better(row: str, over: str) -> Statement:
+        return Above(_gains(row, over, values, relative=False))
+
+    peak = {row: AllOf([better(row, end) for end in ends]) for row in inside}
+    anywhere = AnyOf(list(peak.values()))
+    at_end = AnyOf([AllOf([better(end, row) for row in inside]) for end in ends])
+    sides: list[Side] = [[at_end]]
+    outcomes: dict[str, list[Outcome]] = {}
+    for who, expected in claim.expectations().items():
+        contradicted = Outcome(Kind.CONTRADICTED, [at_end], "best at an end")
+        if expected == "interior":
+            sides.append([anywhere])
+            outcomes[who] = [Outcome(Kind.REPRODUCED, [anywhere], "best inside"), contradicted]
+            continue
+        here = AnyOf([peak[row] for row in expected])
+        elsewhere = [row for row in inside if row not in expected]
+        beaten = (
+            AnyOf([AllOf([better(other, row) for row in expected]) for other in elsewhere])
+            if elsewhere
+            else None
+        )
+        sides.append([anywhere, here])
+        outcomes[who] = [
+            Outcome(Kind.REPRODUCED, [anywhere, here], "best inside, where expected"),
+            Outcome(Kind.DIRECTION, [anywhere], "best inside; not shown to be where expected"),
+            contradicted,
+        ]
+        if beaten:
+            sides.append([beaten])
+            outcomes[who].insert(0, Outcome(Kind.DIRECTION, [anywhere, beaten], "best inside, but elsewhere"))
+    best = max(rows, key=lambda row: _mean(values, row) * (1 if values.higher else -1))
+    effects = [_effect_of(best, end, values, _positive(rows, values), table) for end in ends if end != best]
+    return Test(claim, effects, sides, outcomes)
+
+
+# -- what they share ----------------------------------------------------------------------------------------------
+
+
+def _within(
+    claim: spec.AnyClaim,
+    x: Sequence[float],
+    effect: Effect,
+    expectations: Mapping[str, tuple[spec.Amount, spec.Amount]],
+    tolerance: spec.Amount,
+    directed: bool,
+) -> Test:
+    """Is the mean of x within a band around what is expected; if not, is its sign at least right?"""
+    bands = {
+        who: (_to_log(low, -tolerance.value), _to_log(high, tolerance.value))
+        for who, (low, high) in expectations.items()
+    }
+    thresholds = {end for band in bands.values() for end in band} | ({0.0} if directed else set())
+    finite = sorted(each for each in thresholds if math.isfinite(each))
+    above = {each: Above(x, each) for each in finite}
+    under = {each: below(x, each) for each in finite}
+    sides = [list(above.values()), list(reversed(under.values()))]
+    outcomes: dict[str, list[Outcome]] = {}
+    for who, (low, high) in bands.items():
+        inside = [side[end] for side, end in ((above, low), (under, high)) if end in side]
+        outside = [side[end] for side, end in ((under, low), (above, high)) if end in side]
+        expected = _say_range(expectations[who], claim)
+        found = [Outcome(Kind.REPRODUCED, inside, f"{expected} within the tolerance")]
+        if directed and not low <= 0 <= high:
+            right, wrong = (above[0.0], under[0.0]) if low > 0 else (under[0.0], above[0.0])
+            found += [Outcome(Kind.DIRECTION, [right, each], f"not {expected}") for each in outside]
+            found += [Outcome(Kind.DIRECTION, [right], f"the size is not settled; expected {expected}")]
+            found += [Outcome(Kind.CONTRADICTED, [wrong], "the other way round")]
+        found += [Outcome(Kind.CONTRADICTED, [each], f"not {expected}") for each in outside]
+        outcomes[who] = found
+    if not outcomes:
+        return Test(claim, [effect], without=Verdict(Kind.NOT_COMPARABLE, "nobody gives a number"))
+    return Test(claim, [effect], sides, outcomes)
+
+
+def _changes(row: str, over: str, values: Values, relative: bool) -> list[float]:
+    """By seed: how the row differs from the other, as a logarithm of the ratio where `relative`."""
+    _check_positive(relative, [row, over], values)
+    mine, other = values.by_row[row], values.by_row[over]
+    seeds = values.seeds([row, over])
+    if relative:
+        return [math.log(mine[seed] / other[seed]) for seed in seeds]
+    return [mine[seed] - other[seed] for seed in seeds]
+
+
+def _gains(row: str, over: str, values: Values, relative: bool) -> list[float]:
+    """The same, positive where the row is better."""
+    sign = 1 if values.higher else -1
+    return [sign * change for change in _changes(row, over, values, relative)]
+
+
+def _positive(rows: Sequence[str], values: Values) -> bool:
+    return all(value > 0 for row in rows for value in values.by_row[row].values())
+
+
+def _check_positive(relative: bool, rows: Sequence[str], values: Values) -> None:
+    if relative and not _positive(rows, values):
+        raise Unfit("a relative change needs values above zero")
+
+
+def _effect(claim: spec.Pair, values: Values, relative: bool) -> Effect:
+    x = _changes(claim.row, claim.over, values, relative)
+    return _as_effect("", x, relative)
+
+
+def _effect_of(row: str, over: str, values: Values, relative: bool, table: spec.Table) -> Effect:
+    x = _changes(row, over, values, relative)
+    return _as_effect(f"{table.rows[row].label} over {table.rows[over].label}", x, relative)
+
+
+def _as_effect(what: str, x: Sequence[float], relative: bool) -> Effect:
+    found = estimate(x)
+    assert found
+    if relative:
+        return Effect(what, found.map(math.expm1), [math.expm1(each) for each in x], relative=True)
+    return Effect(what, found, x, relative=False)
+
+
+def _to_log(amount: spec.Amount, shift: float = 0.0) -> float:
+    """An amount, moved by `shift`, on the scale that is tested: relative changes as logarithms of ratios."""
+    value = amount.value + shift
+    if not amount.relative:
+        return value
+    return math.log1p(value) if value > -1 else -math.inf
+
+
+def _where_back(steps: Sequence[Sequence[float]], turn: int, rows: Sequence[str], table: spec.Table) -> str:
+    """Which step goes back furthest, in words."""
+    worst = min(range(len(steps)), key=lambda i: turn * sum(steps[i]) / len(steps[i]))
+    return f"it goes back from {table.rows[rows[worst]].label} to {table.rows[rows[worst + 1]].label}"
+
+
+def _say_range(expected: tuple[spec.Amount, spec.Amount], claim: spec.AnyClaim) -> str:
+    low, high = (f"{each.value:.4g}" if isinstance(claim, spec.Value) else str(each) for each in expected)
+    return low if low == high else f"{low} to {high}"
+
+
+def _mean(values: Values, row: str) -> float:
+    numbers = values.by_row[row].values()
+    return sum(numbers) / len(numbers)
+
+
+def _first(track: Sequence[tuple[int, float]], target: float, higher: bool) -> int | None:
+    """The first step at which the target is reached."""
+    return next((step for step, value in track if (value >= target if higher else value <= target)), None)

@@ -1,0 +1,122 @@
+"""Runs as they lie on disk: the result, its configuration, its history, its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emabench.errors import UserError
+from emabench.runs import history
+from emabench.runs.directory import RunDirectory, run_directories
+from emabench.runs.result import RAW, DamagedResult, Result, read_result
+
+Runs = Mapping[str, Mapping[int, "Run | None"]]
+"""The runs of a table: by arm, by seed; None where there is none yet."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with a result. `path` is its directory; None for one that is only in memory."""
+
+    result: Result
+    path: Path | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.result.status == "finished"
+
+    def value(self, average: str, metric: str) -> float | None:
+        """A measured number; None for a run that did not finish: a diverged run is never a number."""
+        row = self.result.row(average) if self.finished else None
+        return row.metrics.get(metric) if row else None
+
+    def window(self, average: str) -> float | None:
+        """Over how many steps an average goes: its mean age + 1, which is 1/(1 − β) for an EMA and 1 for raw."""
+        if average == RAW:
+            return 1.0
+        centre = self.describe(average).get("centre_of_mass")
+        return centre + 1.0 if centre is not None else None
+
+    def describe(self, average: str) -> Mapping[str, float]:
+        """What the profile of an average amounts to (half-life, weight left on the start, …), as far as known."""
+        row = self.result.row(average)
+        return (row.profile.get("describe") or {}) if row else {}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; empty where there is none to be read."""
+        try:
+            text = (self.path / "config.yaml").read_text(encoding="utf-8") if self.path else ""
+            found = yaml.safe_load(text)
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def _lines(self) -> list[dict[str, Any]]:
+        file = self.path / "history.jsonl" if self.path else None
+        return list(history.lines(file)) if file and file.exists() else []
+
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, training loss) along the run."""
+        return [
+            (line["step"], line["loss"]) for line in self._lines if isinstance(line.get("loss"), int | float)
+        ]
+
+    def measured(self, average: str, metric: str) -> list[tuple[int, float]]:
+        """(step, value) of every measurement of one average along the run, the last one included."""
+        found = {}
+        for line in self._lines:
+            value = (line.get("eval") or {}).get(average, {}).get(metric)
+            if isinstance(value, int | float):
+                found[line["step"]] = float(value)
+        last = self.value(average, metric)
+        if last is not None:
+            found[self.result.steps] = last
+        return sorted(found.items())
+
+    def picture(self, average: str) -> Path | None:
+        """Samples of an average, for tasks that make pictures."""
+        file = self.path / "artifacts" / average / "samples.png" if self.path else None
+        return file if file and file.is_file() else None
+
+
+def read_run(path: Path) -> Run | None:
+    """The run in a directory (or whose `result.json` is given); None while it has no result.
+
+    Raises DamagedResult, which names the file.
+    """
+    path = path.parent if path.name == "result.json" else path
+    file = RunDirectory(path).result_file
+    return Run(read_result(file), path) if file.exists() else None
+
+
+def asked_for(path: Path) -> Run:
+    """The run that a user names. Raises UserError where there is none or it cannot be read."""
+    try:
+        run = read_run(path)
+    except (DamagedResult, OSError) as error:
+        raise UserError(f"{error}; run it again with rerun=true") from error
+    if run is None:
+        there = "has no result.json yet" if path.is_dir() else "is not there"
+        raise UserError(f"{path}: {there}; name a run's directory, <results_dir>/<task>/<run_id>")
+    return run
+
+
+def all_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
+    """Every run with a result below a results directory, and what could not be read, in words."""
+    runs, unreadable = [], []
+    for path in run_directories(results_dir):
+        try:
+            run = read_run(path)
+        except (DamagedResult, OSError) as error:
+            unreadable.append(str(error))
+            continue
+        if run:
+            runs.append(run)
+    return runs, unreadable
