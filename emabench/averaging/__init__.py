@@ -14,6 +14,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from emabench.averaging.families import LAWA, PowerEMA, SqrtEMA
+from emabench.averaging.layers import ArticleEq26, ArticleEq37, GradientNorm, GradientShare, PerLayer
+from emabench.averaging.mixture import Mixture, greedy
 from emabench.averaging.profiles import EMA, KINDS, Mean, Profile, from_dict
 from emabench.averaging.warmup import Warmup
 
@@ -25,12 +28,22 @@ if TYPE_CHECKING:
 __all__ = [
     "EMA",
     "KINDS",
+    "LAWA",
+    "ArticleEq26",
+    "ArticleEq37",
     "Averager",
+    "GradientNorm",
+    "GradientShare",
     "Mean",
+    "Mixture",
+    "PerLayer",
+    "PowerEMA",
     "Profile",
+    "SqrtEMA",
     "TargetNetwork",
     "Warmup",
     "from_dict",
+    "greedy",
     "has_batchnorm",
     "recalibrate",
 ]

@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from emabench.averaging import kernels, tensors
+from emabench.averaging import gradients, state, tensors
 from emabench.averaging._checks import check_choice, nearest
+from emabench.averaging.kernels import Move, Plan, first_non_finite
+from emabench.averaging.layers import PerLayer
+from emabench.averaging.mixture import Mixture
+from emabench.averaging.offload import Offload
 from emabench.averaging.profiles import EMA, Profile, from_dict
-from emabench.averaging.swap import swapped
+from emabench.averaging.swap import Lender
 
 RAW = "raw"
 
 
 @dataclass
 class Average:
-    """One average: its rule, how far it has come, and its tensors (in the order of `Averager.followed`)."""
+    """One average: its rule, how far it has come, and its tensors (in the order of `Averager.followed`).
+
+    slots: sets of tensors, one for a profile that is updated in place, k for the k latest snapshots, none for a
+    mixture; first: index of the first of them among all sets; lost: what compensated summation carries.
+    log_kept: by part of the profile, log of the weight left on the start.
+    """
 
     profile: Profile
-    shadows: list[Tensor]
+    slots: list[list[Tensor]]
     lost: list[Tensor] | None
-    acts: int = 0
-    log_kept: float = 0.0
+    first: int
+    part: list[int]
+    acts: int
+    log_kept: list[float]
 
 
 class Averager:
     """Carries averages of `model`'s weights.
 
     Args:
-        model: what is averaged; may be compiled or wrapped in DDP. Make the averager after moving the model.
+        model: what is averaged; may be compiled, wrapped in DDP, sharded by FSDP2 (each process averages its
+            shards). Make the averager after the model is on its device.
         profiles: by name, the rule of each average, or the mapping that describes it. "raw" is not a name: it
             means the current weights.
         buffers: "average" averages floating-point buffers as weights and copies integers; "copy" takes the
             model's current ones; "recompute" does as well, and says that `recalibrate` is to be called inside
-            `applied`.
+            `applied`. Buffers that are not in the state_dict are left alone.
         frozen: "average" follows parameters that need no gradient too; "live" leaves those out, saves their
             memory, and refuses to go on when one of them is unfrozen.
         dtype: type of the averages; float32 if not given, or the parameter's own where that is wider.
         compensated: Kahan summation for all averages or the named ones, at twice their memory; for decays above
             .99999.
         check_finite: refuse an update from weights that are NaN or infinite, leaving all averages as they were.
-            Reads every parameter once more: a third of the cost of an update with one average.
+            Reads every parameter once more before the update: between a half and two thirds of the cost of an
+            update with one average, a fifth with four.
+        offload: keep the averages on the CPU and update them in a thread while training goes on.
 
     An average is the current weights until it begins (see `profiles`).
     """
@@ -62,38 +77,67 @@ class Averager:
         dtype: torch.dtype | None = None,
         compensated: bool | Collection[str] = False,
         check_finite: bool = True,
+        offload: bool = False,
     ) -> None:
         check_choice("buffers", buffers, ("average", "copy", "recompute"))
         check_choice("frozen", frozen, ("average", "live"))
-        if RAW in profiles:
-            raise ValueError(f"average {RAW!r}: that name means the current weights; choose another")
-        self.model, self.buffers, self.frozen, self.check_finite = model, buffers, frozen, check_finite
+        self.model, self.frozen, self.check_finite, self.dtype = model, frozen, check_finite, dtype
         self.updates = 0
-        self.applied_name: str | None = None
         self._parameters, self._buffers = tensors.followed(model, frozen)
-        averaged_buffers = [
-            b for b in self._buffers if buffers == "average" and tensors.averageable(b.tensor)
-        ]
-        self.followed = self._parameters + averaged_buffers
-        self._compensated = set(profiles if compensated is True else compensated or ())
-        for name in self._compensated - set(profiles):
-            raise ValueError(f"compensated={name!r} is none of the averages{nearest(name, profiles)}")
+        averaged = [b for b in self._buffers if buffers == "average" and tensors.averageable(b.tensor)]
+        self.followed = self._parameters + averaged
+        self._layers = [f.name.rpartition(".")[0] for f in self.followed]
+        self._offload = Offload(self._live()) if offload else None
         self._averages: dict[str, Average] = {}
+        self._sets: list[list[Tensor]] = []
+        self._lost: list[list[Tensor] | None] = []
+        kahan = set(profiles if compensated is True else compensated or ())
+        for name in kahan - set(profiles):
+            raise ValueError(f"compensated={name!r} is none of the averages{nearest(name, profiles)}")
         for name, rule in profiles.items():
-            profile = from_dict(rule)
-            profile._require_bound()
-            shadows = [self._new_shadow(f.tensor, dtype) for f in self.followed]
-            lost = [torch.zeros_like(s) for s in shadows] if name in self._compensated else None
-            self._averages[name] = Average(profile, shadows, lost)
-            if isinstance(profile, EMA) and profile.beta > 0.99999 and lost is None:
-                warnings.warn(
-                    f"average {name!r}: above decay .99999 float32 loses steps; pass compensated=True"
-                )
-        self._begin()
+            self._add(name, from_dict(rule), name in kahan)
+        for name, average in self._averages.items():
+            if isinstance(average.profile, Mixture):
+                self._check_mixture(average.profile, name)
+        self._lender = Lender(model, self.followed, self._buffers)
+        self._plan: Plan | None = None
+        self.applied_name: str | None = None
+        with torch.no_grad():
+            self._run(self._beginning(0), "before the first update")
 
-    @staticmethod
-    def _new_shadow(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-        return torch.empty_like(tensors.local(tensor.detach()), dtype=tensors.shadow_dtype(tensor, dtype))
+    def _add(self, name: str, profile: Profile, compensated: bool) -> None:
+        if name == RAW:
+            raise ValueError(f"average {RAW!r}: that name means the current weights; choose another")
+        profile._require_bound()
+        if isinstance(profile, PerLayer):
+            for pattern, rule in zip(profile.rules, range(1, len(profile.parts)), strict=True):
+                if not any(profile.part_of(f.name) == rule for f in self.followed):
+                    raise ValueError(f"average {name!r}: no tensor follows the rule {pattern!r}")
+        if not compensated and any(isinstance(p, EMA) and p.beta > 0.99999 for p in profile.parts):
+            warnings.warn(f"average {name!r}: above decay .99999 float32 loses steps; pass compensated=True")
+        slots = [[self._like(f.tensor) for f in self.followed] for _ in range(profile.snapshots)]
+        lost = [torch.zeros_like(s) for s in slots[0]] if compensated and len(slots) == 1 else None
+        part = [profile.part_of(f.name) for f in self.followed]
+        self._averages[name] = Average(
+            profile, slots, lost, len(self._sets), part, 0, [0.0] * len(profile.parts)
+        )
+        self._sets += slots
+        self._lost += [lost] * len(slots)
+
+    def _like(self, tensor: Tensor) -> Tensor:
+        device = "cpu" if self._offload else None
+        shard = tensors.local(tensor.detach())
+        return torch.empty_like(shard, dtype=tensors.shadow_dtype(tensor, self.dtype), device=device)
+
+    def _check_mixture(self, mixture: Mixture, name: str) -> None:
+        for part in mixture.of:
+            if part != RAW and (
+                part not in self._averages or isinstance(self._averages[part].profile, Mixture)
+            ):
+                known = [n for n, a in self._averages.items() if not isinstance(a.profile, Mixture)]
+                raise ValueError(
+                    f"{name!r} mixes {part!r}, which is no average to mix{nearest(part, [RAW, *known])}"
+                )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,35 +154,74 @@ class Averager:
     def update(self) -> None:
         """Let every average see the current weights; call it after each optimiser step.
 
-        Raises ValueError, naming the first bad tensor and leaving all averages and the count as they were, if the
-        weights are not finite; RuntimeError while an average is applied.
+        Profiles that look at gradients need them still in place. Raises ValueError, naming the first bad tensor
+        and leaving all averages and the count as they were, if the weights are not finite (when offloaded, at the
+        next call); RuntimeError while an average is applied.
         """
         self._refuse_while_applied("update")
+        self._wait()
         t = self.updates + 1
-        acting = [a for a in self._averages.values() if a.profile.acts(t) > a.acts]
-        live = self._live()
-        if self.check_finite and (acting or any(a.profile.start == t for a in self._averages.values())):
-            bad = kernels.first_non_finite([f.name for f in self.followed], live)
-            if bad is not None:
-                raise ValueError(
-                    f"{bad!r} is not finite at update {t}; the averages are as they were before it"
-                )
-        moves = []
-        for average in acting:
-            average.acts += 1
-            fresh, average.log_kept = average.profile.advance(average.acts, average.log_kept)
-            moves.append(kernels.Move(average.shadows, [fresh] * len(live), average.lost))
-        kernels.move(live, moves)
+        before = [(a.acts, a.log_kept) for a in self._averages.values()]
         self.updates = t
-        self._begin()
+        try:
+            moves = [self._act(a) for a in self._averages.values() if a.profile.acts(t) > a.acts]
+            self._run(moves + self._beginning(t), f"at update {t}")
+        except Exception:
+            self._rewind(before)
+            raise
+        if self._offload:
+            self._offload.on_failure(lambda: self._rewind(before))
 
-    @torch.no_grad()
-    def _begin(self) -> None:
+    def _rewind(self, before: Sequence[tuple[int, list[float]]]) -> None:
+        self.updates -= 1
+        for average, (acts, log_kept) in zip(self._averages.values(), before, strict=True):
+            average.acts, average.log_kept = acts, log_kept
+
+    def _act(self, average: Average) -> Move:
+        profile, slot = average.profile, average.first + average.acts % len(average.slots)
+        average.acts += 1
+        if isinstance(profile, gradients.GradientProfile):
+            norms = gradients.norms(self._parameters)
+            by_layer = profile.fresh({layer: norms.get(layer, 0.0) for layer in self._layers})
+            return Move(slot, [by_layer[layer] for layer in self._layers])
+        steps = [
+            p.advance(average.acts, kept) for p, kept in zip(profile.parts, average.log_kept, strict=True)
+        ]
+        average.log_kept = [kept for _, kept in steps]
+        return Move(slot, [steps[i][0] for i in average.part])
+
+    def _beginning(self, t: int) -> list[Move]:
         """Averages that start from the weights of this very update copy them."""
-        for average in self._averages.values():
-            if average.profile.from_initial and average.profile.start == self.updates:
-                for shadow, live in zip(average.shadows, self._live(), strict=True):
-                    shadow.copy_(live)
+        ones = [1.0] * len(self.followed)
+        begun = [a for a in self._averages.values() if a.profile.from_initial and a.profile.start == t]
+        return [Move(a.first, ones) for a in begun]
+
+    def _run(self, moves: list[Move], when: str) -> None:
+        if not moves:
+            return
+        live = self._live()
+        if self._offload:
+            self._offload.start(live, lambda staged: self._move(staged, moves, when))
+        else:
+            self._move(live, moves, when)
+
+    def _move(self, live: Sequence[Tensor], moves: list[Move], when: str) -> None:
+        if self._plan is None or not self._plan.fits(live):
+            self._check_devices(live)
+            self._plan = Plan(live, self._sets, self._lost)
+        if self.check_finite and not self._plan.finite():
+            bad = first_non_finite([f.name for f in self.followed], live)
+            if bad is not None:
+                raise ValueError(f"{bad!r} is not finite {when}; the averages are as they were before")
+        self._plan.run(moves)
+
+    def _check_devices(self, live: Sequence[Tensor]) -> None:
+        for f, tensor, shadow in zip(self.followed, live, self._sets[0] if self._sets else live, strict=True):
+            if tensor.device != shadow.device or tensor.shape != shadow.shape:
+                raise ValueError(
+                    f"{f.name!r} is {tuple(tensor.shape)} on {tensor.device}, its average {tuple(shadow.shape)} on "
+                    f"{shadow.device}: make the averager after the model has its shape and device"
+                )
 
     def _live(self) -> list[Tensor]:
         if self.frozen == "live":
@@ -151,16 +234,33 @@ class Averager:
                     )
         return [tensors.local(f.tensor.detach()) for f in self.followed]
 
+    def _wait(self) -> None:
+        if self._offload:
+            self._offload.wait()
+
     def _refuse_while_applied(self, what: str) -> None:
         if self.applied_name is not None:
             raise RuntimeError(
                 f"cannot {what} while average {self.applied_name!r} is applied: leave its block first"
             )
 
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call `update` after each step that `optimizer` really makes; `.remove()` on the result detaches.
+
+        Backward passes that only accumulate make no step, and steps that a GradScaler skips are not counted.
+        """
+
+        def after(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            skipped = getattr(stepped, "found_inf", None)  # fused optimisers are stepped, and skip inside
+            if skipped is None or not float(skipped):
+                self.update()
+
+        return optimizer.register_step_post_hook(after)
+
     # -- evaluation -------------------------------------------------------------------------------------------
     @contextlib.contextmanager
-    def applied(self, name: str) -> Iterator[nn.Module]:
-        """Inside the block the model has the weights of average `name`; "raw" leaves its own.
+    def applied(self, name: str | Mixture) -> Iterator[nn.Module]:
+        """Inside the block the model has the weights of average `name` (or of a mixture); "raw" leaves its own.
 
         Weights change hands by pointer. Buffers are copies in either case, so that what a forward in training
         mode does to them is gone after the block. Training weights return also when the block raises. Inside,
@@ -168,121 +268,92 @@ class Averager:
         """
         self._refuse_while_applied("apply another average")
         values = self._values(name)
-        self.applied_name = name
+        self.applied_name = str(name)
         try:
-            with swapped(self.followed, values, self._buffers):
+            with self._lender.lend(values):
                 yield self.model
         finally:
             self.applied_name = None
 
-    def export(self, name: str, dtype: torch.dtype | None = None) -> dict[str, Any]:
-        """The averaged model's state_dict: copies, under the plain model's names, in its types (or `dtype`)."""
+    @torch.no_grad()
+    def export(self, name: str | Mixture, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """The averaged model's state_dict: copies, under the plain model's names, in its types (or `dtype`).
+
+        DTensors stay DTensors. With tied weights every name is there.
+        """
+        self._refuse_while_applied("export")
         values = self._values(name)
-        if self.applied_name not in (None, RAW):
-            raise RuntimeError(f"cannot export while average {self.applied_name!r} is applied")
         averaged = {id(f.tensor): v for f, v in zip(self.followed, values or (), strict=values is not None)}
-        state: dict[str, Any] = {}
+        exported: dict[str, Any] = {}
         for key, value in tensors.state_of(self.model):
             if isinstance(value, Tensor):
                 own = dtype if dtype is not None and tensors.averageable(value) else value.dtype
-                value = tensors.like(value, averaged.get(id(value))).to(own, copy=True)
-            state[key] = value
-        return state
+                value = tensors.like(value, averaged.get(id(value))).to(value.device, own, copy=True)
+            exported[key] = value
+        return exported
 
-    def state_of(self, name: str) -> Iterator[tuple[tensors.Followed, Tensor]]:
+    def state_of(self, name: str | Mixture) -> Iterator[tuple[tensors.Followed, Tensor]]:
         """(parameter or buffer, its value in average `name`) for every tensor of the model, tied ones once."""
         values = self._values(name)
         averaged = {id(f.tensor): v for f, v in zip(self.followed, values or (), strict=values is not None)}
         for f in [*self._parameters, *self._buffers]:
-            yield f, averaged.get(id(f.tensor), f.tensor.detach())
+            yield f, averaged.get(id(f.tensor), tensors.local(f.tensor.detach()))
 
-    def _values(self, name: str) -> list[Tensor] | None:
+    def weights(self, name: str | Mixture, T: int | None = None) -> np.ndarray:
+        """The weight of each step in average `name` after T updates (now, if not given), as `Profile.weights`."""
+        T = self.updates if T is None else T
+        profile = name if isinstance(name, Mixture) else self.profiles.get(name)
+        if isinstance(profile, Mixture):
+            return np.sum([w * self.weights(part, T) for part, w in profile.of.items()], axis=0)
+        if profile is None and name != RAW:
+            raise ValueError(f"no average {name!r}{nearest(str(name), [RAW, *self._averages])}")
+        return profile.weights(T) if profile else np.eye(1, T + 1, T)[0]
+
+    @torch.no_grad()
+    def _values(self, name: str | Mixture) -> list[Tensor] | None:
         """The tensors of an average; None where they are the model's own."""
+        self._wait()
         if name == RAW:
             return None
+        if isinstance(name, Mixture):
+            self._check_mixture(name, "the mixture")
+            return self._sum(name)
         if name not in self._averages:
             raise ValueError(f"no average {name!r}{nearest(name, [RAW, *self._averages])}")
         average = self._averages[name]
-        return average.shadows if average.profile.begun(self.updates) else None
+        if isinstance(average.profile, Mixture):
+            return self._sum(average.profile)
+        if not average.profile.begun(self.updates):
+            return None
+        if len(average.slots) == 1:
+            return average.slots[0]
+        mean = [t.clone() for t in average.slots[0]]
+        for taken, slot in enumerate(average.slots[1 : average.acts], 2):
+            for m, t in zip(mean, slot, strict=True):
+                m.lerp_(t, 1.0 / taken)
+        return mean
+
+    def _sum(self, mixture: Mixture) -> list[Tensor]:
+        total = [torch.zeros_like(self._like(f.tensor)) for f in self.followed]
+        for name, weight in mixture.of.items():
+            for into, value in zip(total, self._values(name) or self._live(), strict=True):
+                into.add_(value.to(into.device, into.dtype), alpha=weight)
+        return total
 
     # -- state ------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit: tensors (not copied) and plain values only."""
         self._refuse_while_applied("save the averages")
-        return {
-            "format": 1,
-            "updates": self.updates,
-            "averages": {name: self._state_of(average) for name, average in self._averages.items()},
-        }
-
-    def _state_of(self, average: Average) -> dict[str, Any]:
-        begun = average.profile.begun(self.updates)
+        self._wait()
         names = [f.name for f in self.followed]
-        state: dict[str, Any] = {
-            "profile": average.profile.to_dict(),
-            "acts": average.acts,
-            "log_kept": average.log_kept,
-            "weights": dict(zip(names, average.shadows, strict=True)) if begun else {},
-        }
-        if average.lost is not None and begun:
-            state["lost"] = dict(zip(names, average.lost, strict=True))
-        return state
+        return state.save(self.updates, names, self._averages)
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave; the averages keep the type they are held in.
 
         Raises ValueError, changing nothing, where names, profiles or shapes differ or a type would be narrowed.
         """
         self._refuse_while_applied("load averages")
-        if state.get("format") != 1:
-            raise ValueError(f"not a state of an Averager: format={state.get('format')!r}, expected 1")
-        saved = state["averages"]
-        if set(saved) != set(self._averages):
-            raise ValueError(
-                f"the state holds averages {sorted(saved)}, this averager {sorted(self._averages)}"
-            )
-        for name, average in self._averages.items():
-            self._check_fits(name, average, saved[name], int(state["updates"]))
-        for name, average in self._averages.items():
-            average.acts, average.log_kept = int(saved[name]["acts"]), float(saved[name]["log_kept"])
-            for kind, targets in (("weights", average.shadows), ("lost", average.lost or [])):
-                given = saved[name].get(kind) or {}
-                for f, target in zip(self.followed, targets, strict=False):
-                    if f.name in given:
-                        target.copy_(given[f.name])
-        self.updates = int(state["updates"])
-
-    def _check_fits(self, name: str, average: Average, saved: Mapping[str, Any], updates: int) -> None:
-        if from_dict(saved["profile"]) != average.profile:
-            raise ValueError(
-                f"average {name!r} was {saved['profile']}, it is {average.profile.to_dict()} now"
-            )
-        expected = [f.name for f in self.followed] if average.profile.begun(updates) else []
-        kinds = (
-            {"weights": average.shadows}
-            if average.lost is None
-            else {
-                "weights": average.shadows,
-                "lost": average.lost,
-            }
-        )
-        for kind, targets in kinds.items():
-            given = saved.get(kind, {})
-            for key in [*(k for k in expected if k not in given), *(k for k in given if k not in expected)]:
-                missing = "lacks" if key in expected else "holds the unknown"
-                raise ValueError(f"average {name!r}: the state {missing} tensor {key!r} ({kind})")
-            for key, target in zip(expected, targets, strict=False):
-                if given[key].shape != target.shape:
-                    has, fits = tuple(given[key].shape), tuple(target.shape)
-                    raise ValueError(f"average {name!r}: {key!r} has shape {has} in the state, {fits} here")
-                if torch.promote_types(given[key].dtype, target.dtype) != target.dtype:
-                    raise ValueError(
-                        f"average {name!r}: {key!r} is {given[key].dtype} in the state and would be narrowed to "
-                        f"{target.dtype}; make the averager with dtype={given[key].dtype}"
-                    )
-
-
-def weight_left(average: Average) -> float:
-    """Weight that the initial weights still have in an average that started from them."""
-    return math.exp(average.log_kept) if average.profile.from_initial else 0.0
+        self._wait()
+        self.updates = state.load(saved, [f.name for f in self.followed], self._averages)

@@ -1,53 +1,200 @@
-"""The arithmetic of an update: average += fresh · (θ − average), for K averages, in place."""
+"""The arithmetic of an update: average += fresh · (θ − average) for K averages, in place, at memory speed.
+
+An update is bound by memory, so the weights are read once: they are cut into chunks that fit the cache, and each
+chunk serves all K averages before the next is touched (4 + 8K bytes a parameter in float32). Weights of another
+type than the averages are converted chunk by chunk. Nothing the size of the model is ever allocated.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from emabench.averaging import fused
+from emabench.averaging.tensors import dense
+
+CHUNK = 1 << 20  # elements; 4 MB of float32 stay in a CPU's last-level cache. On a GPU see GPU_CHUNK
+GPU_CHUNK = 1 << 24  # there it only bounds the scratch memory of conversions
+SMALL = 1 << 15  # elements below which torch runs an operation on one thread: many such go into one call
+
+
+@dataclass(frozen=True)
+class Move:
+    """How one set of averaged tensors moves: which set, and the share each tensor takes of the current weights."""
+
+    of: int
+    fresh: Sequence[float]
+
 
 @dataclass
-class Move:
-    """How one average moves in this update; lists run along the followed tensors.
+class _Chunk:
+    """Pieces of tensors that are processed together; every list runs along the pieces."""
 
-    fresh: share that the current weights take; lost: low-order bits kept by compensated summation, or None.
+    indices: list[int] = field(default_factory=list)  # of the followed tensor that each piece belongs to
+    theta: list[Tensor] = field(default_factory=list)
+    shadows: list[list[Tensor]] = field(default_factory=list)  # by set
+    lost: list[list[Tensor] | None] = field(default_factory=list)  # by set
+    staged: list[Tensor] = field(
+        default_factory=list
+    )  # scratch for θ in the averages' type; empty if it has it
+    size: int = 0
+
+
+class Plan:
+    """Views of the live weights and of every set of averages, cut into chunks once and used for every update.
+
+    live: the model's tensors; sets: for each average a list of tensors like them; lost: for each set the bits
+    that compensated summation carries, or None. All tensors at an index share the shape, all shadows at an index
+    the type.
     """
 
-    shadows: Sequence[Tensor]
-    fresh: Sequence[float]
-    lost: Sequence[Tensor] | None = None
+    def __init__(
+        self,
+        live: Sequence[Tensor],
+        sets: Sequence[Sequence[Tensor]],
+        lost: Sequence[Sequence[Tensor] | None],
+    ) -> None:
+        self._pointers = [t.data_ptr() for t in live]
+        self._strides = [t.stride() for t in live]
+        self._chunks = list(_chunks(live, sets, lost))
+        self._largest = max((c.size for c in self._chunks), default=0)
+        self._scratch: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
+        for chunk in self._chunks:
+            if chunk.theta and chunk.theta[0].dtype != chunk.shadows[0][0].dtype:
+                chunk.staged = self._scratch_like([s[0] for s in zip(*chunk.shadows, strict=True)], 0)
+        compensated = any(one is not None for one in lost)
+        self._fused = None if compensated else fused.table(live, sets)
+
+    def fits(self, live: Sequence[Tensor]) -> bool:
+        """Whether the live tensors still have the memory that this plan was made for."""
+        return [t.data_ptr() for t in live] == self._pointers and [t.stride() for t in live] == self._strides
+
+    def _scratch_like(self, pieces: Sequence[Tensor], slot: int) -> list[Tensor]:
+        """Views of one reused buffer, shaped like `pieces`; `slot` keeps buffers apart that are used together."""
+        total = sum(p.numel() for p in pieces)
+        key = (pieces[0].device, pieces[0].dtype, slot)
+        if key not in self._scratch:
+            self._scratch[key] = torch.empty(self._largest, device=key[0], dtype=key[1])
+        views = self._scratch[key][:total].split([p.numel() for p in pieces])
+        return [v.view(p.shape) for v, p in zip(views, pieces, strict=True)]
+
+    def finite(self) -> bool:
+        """Whether every live weight is finite, told from sums of squares: False may be an overflow, True is sure."""
+        sums = [
+            torch.dot(p.reshape(-1), p.reshape(-1)) for c in self._chunks for p in self._theta(c) if p.numel()
+        ]
+        return bool(torch.stack([s.to(sums[0]) for s in sums]).sum().isfinite()) if sums else True
+
+    def run(self, moves: Sequence[Move]) -> None:
+        """Move each named set towards the live weights."""
+        if self._fused is not None and moves:
+            fused.lerp(self._fused, [(m.of, m.fresh) for m in moves])
+            return
+        for chunk in self._chunks:
+            theta = self._theta(chunk)
+            for m in moves:
+                fresh = [m.fresh[i] for i in chunk.indices]
+                lost = chunk.lost[m.of]
+                if lost is None or max(fresh) == 1.0:
+                    _lerp(chunk.shadows[m.of], theta, fresh)
+                else:
+                    for shadow, piece, share, low in zip(
+                        chunk.shadows[m.of], theta, fresh, lost, strict=True
+                    ):
+                        self._compensated(shadow, piece, share, low)
+
+    @staticmethod
+    def _theta(chunk: _Chunk) -> list[Tensor]:
+        if chunk.staged:
+            torch._foreach_copy_(chunk.staged, chunk.theta)
+            return chunk.staged
+        return chunk.theta
+
+    def _compensated(self, shadow: Tensor, theta: Tensor, fresh: float, lost: Tensor) -> None:
+        """Kahan's summation of the lerp form: the article's §15.3 code (its eq. 99 compensates nothing)."""
+        [y], [new] = self._scratch_like([shadow], 1), self._scratch_like([shadow], 2)
+        torch.sub(theta, shadow, out=y)
+        y.mul_(fresh).sub_(lost)
+        torch.add(shadow, y, out=new)
+        torch.sub(new, shadow, out=lost)
+        lost.sub_(y)
+        shadow.copy_(new)
 
 
-def first_non_finite(names: Sequence[str], tensors: Sequence[Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity. Reads every tensor once (4 bytes a parameter)."""
-    sums = torch.stack([t.sum().abs().float() for t in tensors if t.numel()] or [torch.zeros(())])
-    if sums.sum().isfinite():  # a sum can overflow where all is finite, so only a finite one is proof
-        return None
-    for name, tensor in zip(names, tensors, strict=True):
-        if not tensor.isfinite().all():
-            return name
-    return None
+def first_non_finite(names: Iterable[str], tensors: Iterable[Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity, by looking at every element."""
+    return next((n for n, t in zip(names, tensors, strict=True) if not t.isfinite().all()), None)
 
 
-def move(live: Sequence[Tensor], moves: Sequence[Move]) -> None:
-    """Move every average towards the live weights."""
-    for m in moves:
-        for i, (shadow, fresh) in enumerate(zip(m.shadows, m.fresh, strict=True)):
-            theta = live[i].to(shadow.dtype)
-            if fresh == 1.0:  # a first act: nothing of what was there before may leak in
-                shadow.copy_(theta)
-            elif m.lost is None:
-                shadow.lerp_(theta, fresh)
-            else:
-                _compensated(shadow, theta, fresh, m.lost[i])
+def _lerp(shadows: list[Tensor], theta: list[Tensor], fresh: list[float]) -> None:
+    share = fresh[0]
+    if any(f != share for f in fresh):
+        for s, t, f in zip(shadows, theta, fresh, strict=True):
+            _lerp([s], [t], [f])
+    elif share == 1.0:  # a first act: nothing of what was there before, be it NaN, may leak in
+        torch._foreach_copy_(shadows, theta)
+    elif share == 0.0:
+        pass
+    elif len(shadows) == 1:
+        shadows[0].lerp_(theta[0], share)
+    else:
+        torch._foreach_lerp_(shadows, theta, share)
 
 
-def _compensated(shadow: Tensor, theta: Tensor, fresh: float, lost: Tensor) -> None:
-    """Kahan's summation of the lerp form (the article's §15.3 code, not its eq. 99)."""
-    y = (theta - shadow).mul_(fresh).sub_(lost)
-    new = shadow + y
-    lost.copy_(new).sub_(shadow).sub_(y)
-    shadow.copy_(new)
+def _chunks(
+    live: Sequence[Tensor], sets: Sequence[Sequence[Tensor]], lost: Sequence[Sequence[Tensor] | None]
+) -> Iterable[_Chunk]:
+    if not sets:
+        return
+    open_chunks: dict[tuple[torch.device, torch.dtype, torch.dtype], _Chunk] = {}
+    for i, tensor in enumerate(live):
+        on_cpu = tensor.device.type == "cpu"
+        limit = CHUNK if on_cpu else GPU_CHUNK
+        rows = [tensor, *(s[i] for s in sets), *(one[i] for one in lost if one is not None)]
+        for piece in _cut([torch.view_as_real(r) if r.is_complex() else r for r in rows], limit):
+            n = piece[0].numel()
+            key = (tensor.device, piece[0].dtype, piece[1].dtype)
+            alone = on_cpu and n >= SMALL
+            chunk = _Chunk() if alone else open_chunks.setdefault(key, _Chunk())
+            if chunk.size and chunk.size + n > limit:
+                yield open_chunks.pop(key)
+                chunk = open_chunks.setdefault(key, _Chunk())
+            _add(chunk, i, piece, len(sets), [one is not None for one in lost])
+            if alone:
+                yield chunk
+    yield from open_chunks.values()
+
+
+def _add(chunk: _Chunk, index: int, piece: Sequence[Tensor], sets: int, compensated: Sequence[bool]) -> None:
+    if not chunk.indices:
+        chunk.shadows = [[] for _ in range(sets)]
+        chunk.lost = [[] if c else None for c in compensated]
+    chunk.indices.append(index)
+    chunk.theta.append(piece[0])
+    chunk.size += piece[0].numel()
+    for shadows, tensor in zip(chunk.shadows, piece[1 : sets + 1], strict=True):
+        shadows.append(tensor)
+    for low, tensor in zip((one for one in chunk.lost if one is not None), piece[sets + 1 :], strict=True):
+        low.append(tensor)
+
+
+def _cut(rows: Sequence[Tensor], limit: int) -> Iterable[Sequence[Tensor]]:
+    """The same pieces of at most `limit` elements of each row: in memory order if all rows lie densely and alike."""
+    first = rows[0]
+    if all(r.stride() == first.stride() and dense(r) for r in rows):
+        flat = [r.as_strided((r.numel(),), (1,), r.storage_offset()) for r in rows]
+        yield from zip(*(f.split(limit) for f in flat), strict=True)
+    elif first.numel() > limit and first.dim():
+        for pieces in zip(
+            *(r.tensor_split(min(2, r.shape[_longest(first)]), _longest(first)) for r in rows), strict=True
+        ):
+            yield from _cut(pieces, limit)
+    else:
+        yield rows
+
+
+def _longest(tensor: Tensor) -> int:
+    return max(range(tensor.dim()), key=lambda d: tensor.shape[d])

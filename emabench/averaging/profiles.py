@@ -65,6 +65,20 @@ class Profile:
         """Whether the average begins as a copy of the weights at `start` (else its first act replaces it)."""
         return False
 
+    @property
+    def snapshots(self) -> int:
+        """How many sets of weights the engine keeps for this average."""
+        return 1
+
+    @property
+    def parts(self) -> tuple[Profile, ...]:
+        """The profiles of which each tensor follows one; only `PerLayer` has several."""
+        return (self,)
+
+    def part_of(self, name: str) -> int:
+        """Which of `parts` the tensor called `name` follows."""
+        return 0
+
     def advance(self, k: int, log_kept: float) -> tuple[float, float]:
         """(fresh_k, log of the weight left on the start after act k), given that log before it."""
         raise NotImplementedError

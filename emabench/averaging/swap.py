@@ -3,50 +3,90 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from emabench.averaging.tensors import Followed
+from emabench.averaging.tensors import Followed, is_sharded, local
 
 
-@contextlib.contextmanager
-def swapped(
-    followed: Sequence[Followed], values: Sequence[Tensor] | None, buffers: Sequence[Followed]
-) -> Iterator[None]:
-    """Let `followed` tensors hold `values` inside the block (None: their own), and `buffers` hold copies.
+class Lender:
+    """Lends values to a model's tensors. Made once, for what is prepared here is not paid for at every swap."""
 
-    The tensors stay the same objects with other memory behind them, so compiled modules, optimisers and whoever
-    else refers to them see the change. An optimiser step on any of them inside the block raises RuntimeError.
-    """
-    held = {id(b.tensor): b.tensor for b in buffers}
-    scratch = {key: t.detach().clone() for key, t in held.items()}
-    pointed: list[tuple[Tensor, Tensor]] = []
-    if values is not None:
-        for f, value in zip(followed, values, strict=True):
-            if f.is_buffer:
-                scratch[id(f.tensor)] = value.to(f.tensor.dtype, copy=True)
-            else:
-                pointed.append((f.tensor, value.to(f.tensor.dtype)))
-    pointed += [(held[key], t) for key, t in scratch.items()]
-    ours = {id(t) for t, _ in pointed} | {id(f.tensor) for f in followed}
+    def __init__(self, model: nn.Module, followed: Sequence[Followed], buffers: Sequence[Followed]) -> None:
+        self._model = model
+        self._pointed = [i for i, f in enumerate(followed) if not f.is_buffer and not is_sharded(f.tensor)]
+        self._copied = [i for i, f in enumerate(followed) if not f.is_buffer and is_sharded(f.tensor)]
+        self._tensors = [f.tensor for f in followed]
+        self._names = [f.name for f in followed]
+        self._averaged = {id(f.tensor): i for i, f in enumerate(followed) if f.is_buffer}
+        self._buffers = [b.tensor for b in buffers]
+        self._ours = {id(f.tensor) for f in (*followed, *buffers)}
 
-    def refuse(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
+    def _refuse(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if any(id(p) in self._ours for group in optimizer.param_groups for p in group["params"]):
             raise RuntimeError(
                 "an optimiser step while an average is applied would train the average: leave its block first"
             )
 
-    own = [t.data for t, _ in pointed]
-    hook = register_optimizer_step_pre_hook(refuse)
-    try:
-        for tensor, value in pointed:
-            tensor.data = value
-        yield
-    finally:
-        for (tensor, _), data in zip(pointed, own, strict=True):
-            tensor.data = data
-        hook.remove()
+    @contextlib.contextmanager
+    def lend(self, values: Sequence[Tensor] | None) -> Iterator[None]:
+        """Inside the block the followed tensors hold `values` (None: their own), all buffers hold copies.
+
+        The tensors stay the same objects with other memory behind them, so that compiled modules, optimisers and
+        whoever else refers to them see the change. Shards of FSDP2 are copied in and out instead, because FSDP
+        gathers from memory of its own. An optimiser step on any of the tensors inside the block raises
+        RuntimeError; so does leaving the block after a parameter was changed in place.
+        """
+        pointed, own, versions = [], [], []
+        for buffer in self._buffers:
+            i = self._averaged.get(id(buffer))
+            source = buffer.detach() if values is None or i is None else values[i]
+            pointed.append((buffer, source.to(buffer.device, buffer.dtype, copy=True)))
+        if values is not None:
+            for i in self._pointed:
+                tensor = self._tensors[i]
+                pointed.append((tensor, values[i].to(tensor.device, tensor.dtype)))
+        shards = (
+            [(local(self._tensors[i].detach()), values[i]) for i in self._copied]
+            if values is not None
+            else []
+        )
+        kept = [shard.clone() for shard, _ in shards]
+        hook = register_optimizer_step_pre_hook(self._refuse)
+        try:
+            for tensor, value in pointed:
+                own.append(tensor.data)
+                tensor.data = value
+            for shard, value in shards:
+                shard.copy_(value)
+            self._gather_anew()
+            versions = [self._tensors[i]._version for i in self._pointed]
+            yield
+            changed = [
+                i for i, v in zip(self._pointed, versions, strict=True) if self._tensors[i]._version != v
+            ]
+            if changed and values is not None:
+                name = self._names[changed[0]]
+                raise RuntimeError(
+                    f"{name!r} was changed in place while an average was applied: the average is spoilt"
+                )
+        finally:
+            for (tensor, _), data in zip(pointed, own, strict=False):
+                tensor.data = data
+            for (shard, _), data in zip(shards, kept, strict=True):
+                shard.copy_(data)
+            self._gather_anew()
+            hook.remove()
+
+    def _gather_anew(self) -> None:
+        """FSDP2 may hold gathered weights over from the last forward; make it gather again."""
+        fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: no module can be sharded
+        if fsdp is not None and self._copied:
+            for module in self._model.modules():
+                if isinstance(module, fsdp.FSDPModule):
+                    module.reshard()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
@@ -64,9 +64,15 @@ def averageable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only its part of the tensor's memory under a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")  # not imported (it takes seconds): there can be none
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """The tensor's memory on this process: itself, or the shard of a DTensor (FSDP2, tensor parallel)."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def shadow_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -79,7 +85,10 @@ def like(tensor: Tensor, shard: Tensor | None) -> Tensor:
     """`shard` as the kind of tensor that `tensor` is (a DTensor's averaged shard becomes a DTensor); None: itself."""
     if shard is None:
         return tensor.detach()
-    if isinstance(tensor, DTensor):
+    if is_sharded(tensor):
+        from torch.distributed.tensor import DTensor
+
+        assert isinstance(tensor, DTensor)
         return DTensor.from_local(
             shard,
             tensor.device_mesh,
@@ -89,3 +98,14 @@ def like(tensor: Tensor, shard: Tensor | None) -> Tensor:
             run_check=False,
         )
     return shard
+
+
+def dense(tensor: Tensor) -> bool:
+    """Whether the elements fill their memory without gaps or overlap, in whatever order (channels last, say)."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True

@@ -156,6 +156,10 @@ def assert_same(got, expected):
         assert got.keys() == expected.keys()
         for key in expected:
             assert_same(got[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(got) == len(expected)
+        for one, other in zip(got, expected, strict=True):
+            assert_same(one, other)
     elif isinstance(expected, torch.Tensor):
         assert torch.equal(got, expected)
         assert got.dtype == expected.dtype
@@ -198,12 +202,12 @@ def test_loading_is_strict_and_changes_nothing_when_it_refuses(model):
             averager.load_state_dict(state)
         assert_same(averager.state_dict(), good)
 
-    weights = lambda s: s["averages"]["ema"]["weights"]  # noqa: E731
+    weights = lambda s: s["averages"]["ema"]["weights"][0]  # noqa: E731
     refuses(lambda s: s.update(format=7), "format=7")
     refuses(lambda s: s["averages"].update(other={}), r"holds averages \['ema', 'other'\]")
     refuses(lambda s: s["averages"]["ema"].update(profile={"kind": "ema", "decay": 0.6}), "'decay': 0.6")
     refuses(lambda s: weights(s).pop("norm.bias"), "lacks tensor 'norm.bias'")
-    refuses(lambda s: weights(s).update(extra=torch.zeros(1)), "unknown tensor 'extra'")
+    refuses(lambda s: weights(s).update(extra=torch.zeros(1)), "has the unknown tensor 'extra'")
     refuses(lambda s: weights(s).update({"norm.bias": torch.zeros(5)}), r"'norm.bias' has shape \(5,\)")
     refuses(lambda s: weights(s).update({"norm.bias": torch.zeros(4).double()}), "narrowed")
 
@@ -227,7 +231,7 @@ def test_frozen_parameters_can_be_left_out_until_they_are_trained(model):
     averager = Averager(model, {"ema": EMA(decay=0.5)}, frozen="live")
     walk(model, 0)
     averager.update()
-    assert "frozen" not in averager.state_dict()["averages"]["ema"]["weights"]
+    assert "frozen" not in averager.state_dict()["averages"]["ema"]["weights"][0]
     assert torch.equal(averager.export("ema")["frozen"], model.frozen)
     model.frozen.requires_grad_(True)
     with pytest.raises(ValueError, match="'frozen' was frozen"):

@@ -1,0 +1,81 @@
+"""Combining several averages of one training (eq. 39)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from emabench.averaging._checks import check_number
+from emabench.averaging.profiles import Profile
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from emabench.averaging.averager import Averager
+
+
+@dataclass(frozen=True)
+class Mixture(Profile, kind="mixture"):
+    """Σ w_i · average_i with weights that sum to 1; `of` maps names of other averages ("raw" too) to weights.
+
+    Costs nothing while training: it is put together when it is asked for.
+    """
+
+    of: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.of, Mapping) or not self.of:
+            raise ValueError(f"of={self.of!r}: give a mapping from names of averages to their weights")
+        for name, weight in self.of.items():
+            check_number(f"of.{name}", weight, -math.inf, math.inf, "a number")
+        if abs(math.fsum(self.of.values()) - 1.0) > 1e-6:
+            raise ValueError(
+                f"of={dict(self.of)!r}: the weights sum to {math.fsum(self.of.values())}, they must to 1"
+            )
+        if self.start != 0 or self.every != 1:
+            raise ValueError("a mixture has no start and no every of its own: its parts have")
+
+    @property
+    def snapshots(self) -> int:
+        return 0
+
+    def acts(self, t: int) -> int:
+        return 0
+
+    def begun(self, t: int) -> bool:
+        return True
+
+    def weights(self, T: int) -> np.ndarray:
+        raise ValueError("the weights of a mixture follow from its parts: ask Averager.weights(name, T)")
+
+
+def greedy(
+    averager: Averager, score: Callable[[], float], *, higher: bool = True, names: Sequence[str] | None = None
+) -> Mixture:
+    """Greedy soup (Wortsman et al. 2022, recipe 1) over the averages of one training.
+
+    averager: its averages `names` (all, and "raw", if not given) are tried from the best alone to the worst; one
+        is added to the uniform mean of those chosen when that makes the score no worse.
+    score: measures the model with the weights in place, on validation data that no result is reported on; not
+        finite counts as worst.
+    """
+
+    def measure(of: Mapping[str, float]) -> float:
+        with averager.applied(Mixture(of=of)):
+            value = score()
+        value = value if higher else -value
+        return value if math.isfinite(value) else -math.inf
+
+    candidates = [*averager.names, "raw"] if names is None else list(names)
+    alone = {name: measure({name: 1.0}) for name in candidates}
+    ranked = sorted(candidates, key=lambda name: -alone[name])
+    chosen, best = [ranked[0]], alone[ranked[0]]
+    for name in ranked[1:]:
+        trial = [*chosen, name]
+        value = measure(dict.fromkeys(trial, 1.0 / len(trial)))
+        if value >= best:
+            chosen, best = trial, value
+    return Mixture(of=dict.fromkeys(chosen, 1.0 / len(chosen)))
