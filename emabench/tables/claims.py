@@ -86,10 +86,10 @@ class Test:
     )  # by who expects; the first that holds
     without: Verdict | None = None  # instead of a test: why there is none
 
-    def verdicts(self, shown: set[int], level: float) -> dict[str, Verdict]:
+    def verdicts(self, table: spec.Table, shown: set[int], level: float) -> dict[str, Verdict]:
         """By who expects, the verdict, given the statements that are shown; `level` is a side's share of alpha."""
         if self.without:
-            return dict.fromkeys(self.outcomes or self.claim.expectations(), self.without)
+            return dict.fromkeys(self.claim.expectations(table), self.without)
         return {who: _decide(outcomes, shown, level) for who, outcomes in self.outcomes.items()}
 
 
@@ -150,7 +150,7 @@ def _difference(claim: spec.Difference, values: Values, table: spec.Table) -> Te
     above, under = {s.threshold: s for s in up}, {-s.threshold: s for s in down}
     size = f"{claim.margin}".lstrip("+") if margin else ""
     outcomes: dict[str, list[Outcome]] = {}
-    for who, expected in claim.expectations().items():
+    for who, expected in claim.expectations(table).items():
         if expected == "equal":
             outcomes[who] = [
                 Outcome(Kind.REPRODUCED, [above[-margin], under[margin]], f"equal within {size}"),
@@ -173,22 +173,13 @@ def _difference(claim: spec.Difference, values: Values, table: spec.Table) -> Te
 def _gain(claim: spec.Gain, values: Values, table: spec.Table) -> Test:
     x = _changes(claim.row, claim.over, values, claim.tolerance.relative)
     effect = _effect(claim, values, claim.tolerance.relative)
-    return _within(claim, x, effect, claim.expectations(), claim.tolerance, directed=True)
+    return _within(claim, x, effect, claim.expectations(table), claim.tolerance, directed=True)
 
 
 def _value(claim: spec.Value, values: Values, table: spec.Table) -> Test:
     numbers = values.by_row[claim.row]
     x = [numbers[seed] for seed in sorted(numbers)]
-    row = table.rows[claim.row]
-    expected: dict[str, tuple[spec.Amount, spec.Amount]] = {}
-    if claim.metric in row.reported:
-        reported = spec.Amount(row.reported[claim.metric], relative=False)
-        expected["article"] = (reported, reported)
-    if published := [number.value for number in row.published if number.metric == claim.metric]:
-        expected["literature"] = (
-            spec.Amount(min(published), relative=False),
-            spec.Amount(max(published), relative=False),
-        )
+    expected = claim.expectations(table)
     tolerance = claim.tolerance
     if tolerance.relative:
         largest = max((abs(end.value) for ends in expected.values() for end in ends), default=0.0)
@@ -220,7 +211,7 @@ def _steps(claim: spec.StepsToTarget, values: Values, table: spec.Table) -> Test
     if missed:
         what += f" ({missed} of {len(seeds)} seeds never reached it)"
     effect = Effect(what, found.map(math.expm1), [math.expm1(each) for each in x], relative=True)
-    return _within(claim, x, effect, claim.expectations(), claim.tolerance, directed=True)
+    return _within(claim, x, effect, claim.expectations(table), claim.tolerance, directed=True)
 
 
 def _order(claim: spec.Order, values: Values, table: spec.Table) -> Test:
@@ -240,7 +231,7 @@ def _order(claim: spec.Order, values: Values, table: spec.Table) -> Test:
     sides: list[Side] = []
     outcomes: dict[str, list[Outcome]] = {}
     made: dict[str, list[Outcome]] = {}
-    for who, expected in claim.expectations().items():
+    for who, expected in claim.expectations(table).items():
         if expected not in made:
             turn = 1 if expected == "better" else -1
             trending = Above([turn * each for each in trend])
@@ -284,7 +275,7 @@ def _optimum(claim: spec.Optimum, values: Values, table: spec.Table) -> Test:
     at_end = AnyOf([AllOf([better(end, row) for row in inside]) for end in ends])
     sides: list[Side] = [[at_end]]
     outcomes: dict[str, list[Outcome]] = {}
-    for who, expected in claim.expectations().items():
+    for who, expected in claim.expectations(table).items():
         contradicted = Outcome(Kind.CONTRADICTED, [at_end], "best at an end")
         if expected == "interior":
             sides.append([anywhere])
@@ -345,8 +336,6 @@ def _within(
             found += [Outcome(Kind.CONTRADICTED, [wrong], "the other way round")]
         found += [Outcome(Kind.CONTRADICTED, [each], f"not {expected}") for each in outside]
         outcomes[who] = found
-    if not outcomes:
-        return Test(claim, [effect], without=Verdict(Kind.NOT_COMPARABLE, "nobody gives a number"))
     return Test(claim, [effect], sides, outcomes)
 
 

@@ -80,13 +80,19 @@ class Judged:
         return len(set.intersection(*have)) if have else 0
 
     @property
+    def of_paper_scale_alone(self) -> list[Ruling]:
+        """Rulings of claims that this scale cannot speak of."""
+        return [r for r in self.rulings if self.scale != "paper" and r.claim.only_at_paper_scale()]
+
+    @property
     def references(self) -> Mapping[str, float]:
         """Floors and ceilings of the metrics on this data, as the runs measured them (of the first that has any)."""
         return next((run.result.references for run in self.all_runs if run.result.references), {})
 
     def tally(self, who: str) -> dict[Kind, int]:
-        """How many verdicts of each kind there are, on the article's or the literature's expectations."""
-        kinds = [ruling.verdicts[who].kind for ruling in self.rulings if who in ruling.verdicts]
+        """How many verdicts of each kind on the article's or the literature's expectations, of what this scale can say."""
+        judged = [ruling for ruling in self.rulings if ruling not in self.of_paper_scale_alone]
+        kinds = [ruling.verdicts[who].kind for ruling in judged if who in ruling.verdicts]
         return {kind: kinds.count(kind) for kind in Kind if kind in kinds}
 
     def comparable(self, metric: str) -> str:
@@ -110,7 +116,7 @@ def judge(table: spec.Table, scale: str, runs: Runs) -> Judged:
     tests = [_test(judged, claim, mixed) for claim in table.claims]
     sides = [side for test in tests for side in test.sides]
     shown, level = holm(sides), ALPHA / max(1, len(sides))
-    rulings = [Ruling(test.claim, test.effects, test.verdicts(shown, level)) for test in tests]
+    rulings = [Ruling(test.claim, test.effects, test.verdicts(table, shown, level)) for test in tests]
     return replace(judged, rulings=rulings, claims_judged=sum(bool(test.sides) for test in tests))
 
 

@@ -32,7 +32,7 @@ class Amount:
     relative: bool
 
     def __str__(self) -> str:
-        return f"{100 * self.value:+.3g} %".replace("-", "−") if self.relative else f"{self.value:+.3g}"
+        return (f"{100 * self.value:+.3g}%" if self.relative else f"{self.value:+.3g}").replace("-", "−")
 
 
 def _amount(value: Any) -> Any:
@@ -124,7 +124,7 @@ class Claim(Section):
         """The rows it is about."""
         raise NotImplementedError
 
-    def expectations(self) -> dict[str, Any]:
+    def expectations(self, table: Table) -> dict[str, Any]:
         """What is expected, by who expects it."""
         found = {"article": getattr(self, "article", None), "literature": getattr(self, "literature", None)}
         return {who: expected for who, expected in found.items() if expected is not None}
@@ -247,6 +247,16 @@ class Value(Claim):
     def rows(self) -> list[str]:
         return [self.row]
 
+    def expectations(self, table: Table) -> dict[str, Any]:
+        row = table.rows[self.row]
+        reported = [row.reported[self.metric]] if self.metric in row.reported else []
+        published = [number.value for number in row.published if number.metric == self.metric]
+        return {
+            who: (Amount(min(numbers), relative=False), Amount(max(numbers), relative=False))
+            for who, numbers in (("article", reported), ("literature", published))
+            if numbers
+        }
+
     def only_at_paper_scale(self) -> bool:
         return True
 
@@ -289,10 +299,8 @@ class Table(Section):
             if isinstance(row.average, dict) and not {"small", "paper"} <= set(row.average):
                 raise ValueError(f"rows.{key}.average: name one for small and one for paper")
         for index, claim in enumerate(self.claims):
-            if isinstance(claim, Value):
-                continue
-            if not claim.expectations():
-                raise ValueError(f"claims.{index}: nobody claims it; set article or literature")
+            if not claim.expectations(self):
+                raise ValueError(f"claims.{index}: nobody expects anything; set article or literature")
             if getattr(claim, "literature", None) is not None and not claim.sources:
                 raise ValueError(f"claims.{index}: the literature's expectation needs its sources")
         return self

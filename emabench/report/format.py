@@ -1,0 +1,169 @@
+"""Numbers and verdicts in words, the same on the terminal, on the page and in the files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from emabench.tables import spec
+from emabench.tables.claims import Effect, Kind, Verdict
+from emabench.tables.statistics import FEWEST, Estimate
+
+MARKS = {  # told apart by shape, not by colour
+    Kind.REPRODUCED: "✓",
+    Kind.DIRECTION: "◐",
+    Kind.CONTRADICTED: "✗",
+    Kind.UNDECIDED: "?",
+    Kind.NOT_COMPARABLE: "≠",
+    Kind.NOT_RUN: "·",
+}
+
+MEANINGS = {
+    Kind.REPRODUCED: "what is claimed is shown, its size within the tolerance",
+    Kind.DIRECTION: "the direction is shown; the size is another, or not settled yet",
+    Kind.CONTRADICTED: "it is shown that the claim does not hold here",
+    Kind.UNDECIDED: "neither; with the number of seeds that would decide, were effect and spread as seen so far",
+    Kind.NOT_COMPARABLE: "the claim is about values that this scale, or what was measured with, changes",
+    Kind.NOT_RUN: "there is nothing yet to judge it by",
+}
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number to so many significant digits; – for none."""
+    if value is None:
+        return "–"
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return _minus(f"{value:.{max(0, min(places, 10))}f}")
+
+
+def measured(found: Estimate | None, signed: bool = False) -> str:
+    """Mean ± half of the interval, as many decimals as the interval bears."""
+    if found is None:
+        return "–"
+    if found.low is None or found.high is None:
+        return ("+" if signed and found.mean > 0 else "") + number(found.mean)
+    half = (found.high - found.low) / 2
+    places = _places(half, found.mean)
+    sign = "+" if signed else ""
+    return _minus(f"{found.mean:{sign}.{places}f} ± {half:.{places}f}")
+
+
+def percent(found: Estimate | None) -> str:
+    """A relative change with the ends of its interval."""
+    if found is None:
+        return "–"
+    if found.low is None or found.high is None:
+        return f"{_single(found.mean)}%"
+    half = (found.high - found.low) / 2
+    low, high = (_share(end, half) for end in (found.low, found.high))
+    return f"{_share(found.mean, half)}% [{low}, {high}]"
+
+
+def change(value: float | None) -> str:
+    """A single relative change."""
+    return "" if value is None else f"{_single(value)}%"
+
+
+def changes(values: Sequence[float]) -> str:
+    """One relative change, or the range of several."""
+    if not values:
+        return ""
+    low, high = _single(min(values)), _single(max(values))
+    return f"{low}%" if low == high else f"{low}…{high}%"
+
+
+def published(numbers: Sequence[spec.Published]) -> str:
+    """One published number, or the range of several."""
+    values = sorted({n.value for n in numbers})
+    if not values:
+        return ""
+    ends = [f"{v:g}" for v in (values[0], values[-1])]
+    return ends[0] if len(values) == 1 else f"{ends[0]}–{ends[1]}"
+
+
+def effect(found: Effect) -> str:
+    """What was measured of a claim."""
+    shown = percent(found.estimate) if found.relative else interval(found.estimate)
+    return f"{found.what}: {shown}" if found.what else shown
+
+
+def interval(found: Estimate) -> str:
+    """A difference with the ends of its interval."""
+    if found.low is None or found.high is None:
+        return ("+" if found.mean > 0 else "") + number(found.mean, 3)
+    places = _places((found.high - found.low) / 2, found.mean)
+    return _minus(f"{found.mean:+.{places}f} [{found.low:+.{places}f}, {found.high:+.{places}f}]")
+
+
+def effects(found: Sequence[Effect]) -> str:
+    """What was measured of a claim in one line: of several effects the means alone."""
+    if len(found) == 1:
+        return effect(found[0])
+    means = (
+        _single(each.estimate.mean) + "%" if each.relative else _minus(f"{each.estimate.mean:+.2g}")
+        for each in found
+    )
+    return "step by step: " + ", ".join(means) if found else ""
+
+
+def tally(counts: Mapping[Kind, int]) -> str:
+    """How many verdicts of each kind."""
+    return "  ".join(f"{MARKS[kind]} {count} {kind}" for kind, count in counts.items())
+
+
+def verdict(found: Verdict) -> str:
+    """Mark and word."""
+    return f"{MARKS[found.kind]} {found.kind}"
+
+
+def reason(found: Verdict, seeds: int) -> str:
+    """Why, or what it would take."""
+    if found.kind is not Kind.UNDECIDED:
+        return found.why
+    if seeds < FEWEST:
+        return f"{seeds} of at least {FEWEST} seeds" + (
+            f"; about {found.seeds:.0f} would decide"
+            if found.seeds and FEWEST < found.seeds < math.inf
+            else ""
+        )
+    if found.seeds is None or math.isinf(found.seeds):
+        return "too close to a limit: no number of seeds in reach would decide"
+    return f"about {found.seeds:.0f} seeds would decide"
+
+
+def steps(value: float | None) -> str:
+    """A number of steps, short."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}".replace(",", " ") if value >= 10 else f"{value:.3g}"
+
+
+def seconds(value: float) -> str:
+    """A duration, short."""
+    if value < 100:
+        return f"{value:.3g} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def _places(half: float, mean: float) -> int:
+    """Decimals that show an uncertainty with one digit, with two where it begins with 1 or 2."""
+    if half <= 0:
+        return max(0, 3 - math.floor(math.log10(abs(mean)))) if mean else 0
+    exponent = math.floor(math.log10(half))
+    return max(0, min(8, -exponent + (half < 3 * 10**exponent)))
+
+
+def _share(value: float, half: float) -> str:
+    """A share in per cent, without the sign of per cent, with as many decimals as the uncertainty bears."""
+    return _minus(f"{100 * value:+.{_places(100 * half, 0)}f}")
+
+
+def _single(value: float) -> str:
+    """A share in per cent of which the uncertainty is not known."""
+    return _minus(f"{100 * value:+.2g}") if abs(value) < 1 else _minus(f"{100 * value:+.0f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

@@ -1,0 +1,287 @@
+"""Results on a terminal: as much as fits into 80 columns, and nothing that only colour would tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table as Grid
+from rich.text import Text
+
+from emabench.report import format as say
+from emabench.runs.result import RAW, Result
+from emabench.tables import spec
+from emabench.tables.claims import Kind
+from emabench.tables.compare import Comparison
+from emabench.tables.gather import Run
+from emabench.tables.judge import Judged
+
+STYLES = {
+    Kind.REPRODUCED: "green",
+    Kind.DIRECTION: "yellow",
+    Kind.CONTRADICTED: "red",
+    Kind.UNDECIDED: "cyan",
+    Kind.NOT_COMPARABLE: "dim",
+    Kind.NOT_RUN: "dim",
+}
+WIDEST = 110
+
+
+def show(judged: Judged, console: Console | None = None) -> None:
+    """A table with what was measured, what is reported and published, and the verdicts."""
+    console = console or _console()
+    table = judged.table
+    console.print(
+        f"\n[bold]{table.title}[/]  §{table.section} of the article · scale {judged.scale}", highlight=False
+    )
+    console.print(f"[dim]{table.question}[/]", highlight=False)
+    if judged.all_runs:
+        runs, seeds = len(judged.all_runs), judged.seeds
+        console.print(f"[dim]{seeds} seed{_s(seeds)} in every arm, {runs} run{_s(runs)}[/]", highlight=False)
+    for who in ("article", "literature"):
+        if tally := judged.tally(who):
+            console.print(f"{who:<11}{say.tally(tally)}", highlight=False)
+    for metric in table.metrics:
+        console.print()
+        console.print(_metric(judged, metric, narrow=console.width < 96))
+    console.print()
+    console.print(_claims(judged))
+    for line in _footnotes(judged):
+        console.print(Padding(Text(line, style="dim"), (0, 0, 0, 1)))
+
+
+def show_run(
+    result: Result, tables: Sequence[spec.Table] | None = None, console: Console | None = None
+) -> None:
+    """One run: every set of weights measured, and beneath it what the article and the literature say of its task."""
+    console = console or _console()
+    run = Run(result)
+    console.print(
+        f"\n[bold]{result.task}[/] {result.run_id} · {say.steps(result.steps)} steps · "
+        f"{say.seconds(sum(result.timing.values()))}"
+        if result.timing
+        else f"\n[bold]{result.task}[/] {result.run_id}",
+        highlight=False,
+    )
+    if result.status != "finished":
+        console.print(f"[red]✗ {result.status}[/]: {result.reason or 'no reason given'}", highlight=False)
+        return
+    grid = _grid()
+    grid.add_column("weights", no_wrap=True)
+    for name in result.metrics:
+        grid.add_column(f"{name}{_arrow(result.metrics[name])}", justify="right", no_wrap=True)
+    main = next(iter(result.metrics), None)
+    grid.add_column(f"{main} to raw", justify="right", no_wrap=True)
+    for title in ("window", "half-life", "of run", "on start"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    raw = run.value(RAW, main) if main else None
+    for row in result.rows:
+        about = run.describe(row.average)
+        mine = row.metrics.get(main) if main else None
+        window = run.window(row.average)
+        grid.add_row(
+            row.average,
+            *(_with_reason(row.metrics.get(name)) for name in result.metrics),
+            say.change(mine / raw - 1) if mine and raw and row.average != RAW else "",
+            say.steps(window) if row.average != RAW else "1",
+            say.steps(about.get("half_life")) if about else "",
+            _share(window / result.steps) if about and window else "",
+            _share(about.get("start_weight")) if about else "",
+        )
+    console.print(grid)
+    for name, text in result.measured_with.items():
+        console.print(f" [dim]{name}: {text}[/]", highlight=False)
+    if result.references:
+        listed = " · ".join(f"{name} {say.number(value)}" for name, value in result.references.items())
+        console.print(f" [dim]for comparison: {listed}[/]", highlight=False)
+    for table in spec.of_task(result.task) if tables is None else tables:
+        console.print()
+        console.print(_said(table))
+        if result.scale != "paper":
+            note = (
+                f"Not comparable with the values above: those are of scale {result.scale} (other data, another "
+                f"network, fewer steps). Look at the relative changes; emabench table {table.name} judges them."
+            )
+            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 1)))
+
+
+def show_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Groups of runs side by side; differences to the first group are paired by seed."""
+    console = console or _console()
+    names = [chr(ord("A") + i) if i < 26 else str(i) for i in range(len(comparison.groups))]
+    console.print(f"\n[bold]{comparison.task}[/]", highlight=False)
+    for name, group in zip(names, comparison.groups, strict=True):
+        seeds = ", ".join(map(str, group.runs))
+        apart = "  ".join(group.differs) or "one configuration"
+        lost = f", {group.diverged} diverged" if group.diverged else ""
+        console.print(f" [bold]{name}[/]  {apart}  [dim](seed {seeds}{lost})[/]", highlight=False)
+    for metric, way in comparison.metrics.items():
+        console.print()
+        if metric in comparison.unlike:
+            listed = "; ".join(comparison.unlike[metric])
+            console.print(f" {metric}: [bold]not comparable[/], measured with {listed}", highlight=False)
+            continue
+        grid = _grid(title=f"{metric}{_arrow(way)}")
+        grid.add_column("weights", no_wrap=True)
+        for name in names:
+            grid.add_column(name, justify="right")
+        for name in names[1:]:
+            grid.add_column(f"{name} − {names[0]}", justify="right")
+        for average in comparison.averages:
+            means = [say.measured(group.mean(average, metric)) for group in comparison.groups]
+            changes = [comparison.change(group, average, metric) for group in comparison.groups[1:]]
+            grid.add_row(average, *means, *(say.interval(c) if c else "–" for c in changes))
+        console.print(grid)
+    console.print(" [dim]± and [ ] are 95 % intervals over seeds; differences are paired by seed.[/]")
+
+
+def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
+    table = judged.table
+    about = table.metrics[metric]
+    grid = _grid(title=f"{about.label}{_arrow(about.better)}")
+    grid.add_column("row")
+    if not narrow:
+        grid.add_column("weights", style="dim", no_wrap=True)
+    for title in ("measured", "n", "change"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    for title in ("article", "published"):
+        grid.add_column(title, justify="right")
+    for row in judged.rows.values():
+        cell = row.cells[metric]
+        reported = row.spec.reported.get(metric)
+        numbers = [n for n in row.spec.published if n.metric == metric]
+        grid.add_row(
+            row.spec.label,
+            *(() if narrow else (row.average,)),
+            say.measured(cell.mean),
+            f"{len(cell.values)}" if len(cell.values) == row.planned else f"{len(cell.values)}/{row.planned}",
+            say.percent(cell.relative)
+            if cell.relative
+            else (say.interval(cell.change) if cell.change else ""),
+            _two(
+                "" if reported is None else f"{reported:g}",
+                say.change(table.reported_change(row.key, metric)),
+            ),
+            _two(say.published(numbers), say.changes(table.published_change(row.key, metric)), narrow),
+        )
+    return grid
+
+
+def _claims(judged: Judged) -> Grid:
+    grid = _grid(title="Claims")
+    grid.add_column("claim", ratio=10)
+    grid.add_column("article", ratio=7)
+    grid.add_column("literature", ratio=7)
+    for ruling in judged.rulings:
+        if ruling in judged.of_paper_scale_alone:
+            continue
+        claim = [Text(ruling.claim.text)]
+        if ruling.effects:
+            claim.append(Text(say.effects(ruling.effects), style="dim"))
+        cells = []
+        for who in ("article", "literature"):
+            found = ruling.verdicts.get(who)
+            if not found:
+                cells.append(Group(Text("")))
+                continue
+            why = say.reason(found, _seeds(ruling.effects))
+            lines = [Text(say.verdict(found), style=STYLES[found.kind])]
+            cells.append(Group(*lines, *([Text(why, style="dim")] if why else [])))
+        grid.add_row(Group(*claim), *cells)
+    return grid
+
+
+def _footnotes(judged: Judged) -> list[str]:
+    lines = [f"! {problem}" for problem in judged.problems]
+    count = judged.claims_judged
+    if judged.all_runs:
+        lines.append(
+            "± and [ ] are 95 % intervals over seeds; changes are paired by seed, and relative to the raw weights of "
+            f"the same trajectory. {count} claim{_s(count)} judged, with a chance of at most 5 % "
+            "that any verdict of this table is false."
+        )
+    if judged.scale != "paper":
+        lines.append(
+            f"Values of scale {judged.scale} are not comparable with the article's: look at the changes."
+        )
+    for metric, text in judged.measured_with.items():
+        lines.append(f"{judged.table.metrics[metric].label}: {text}")
+    if judged.references:
+        listed = " · ".join(f"{name} {say.number(value)}" for name, value in judged.references.items())
+        lines.append(f"for comparison: {listed}")
+    return lines
+
+
+def _said(table: spec.Table) -> Grid:
+    """What article and literature say, without measurements."""
+    grid = _grid(title=f"{table.title}, §{table.section}: as reported and as published")
+    grid.add_column("row", no_wrap=True)
+    metrics = [m for m in table.metrics if any(m in row.reported for row in table.rows.values())]
+    for metric in metrics:
+        label = f"{table.metrics[metric].label}{_arrow(table.metrics[metric].better)}"
+        grid.add_column(f"{label} article", justify="right")
+        grid.add_column("published", justify="right")
+    for key, row in table.rows.items():
+        if not row.reported and not row.published:
+            continue
+        cells = []
+        for metric in metrics:
+            reported = row.reported.get(metric)
+            cells.append(
+                _two(
+                    "" if reported is None else f"{reported:g}",
+                    say.change(table.reported_change(key, metric)),
+                )
+            )
+            numbers = [n for n in row.published if n.metric == metric]
+            cells.append(_two(say.published(numbers), say.changes(table.published_change(key, metric))))
+        grid.add_row(row.label, *cells)
+    return grid
+
+
+def _grid(title: str | None = None) -> Grid:
+    return Grid(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+        show_edge=False,
+        title=title,
+        title_style="bold",
+        title_justify="left",
+        header_style="dim",
+    )
+
+
+def _console() -> Console:
+    console = Console()
+    console.width = min(console.width, WIDEST)
+    return console
+
+
+def _seeds(effects: Sequence[object]) -> int:
+    return min((effect.estimate.n for effect in effects), default=0)  # type: ignore[attr-defined]
+
+
+def _two(value: str, change: str, narrow: bool = False) -> str:
+    gap = "\n" if narrow else " "
+    return f"{value}{gap}({change})" if value and change else value
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _arrow(better: str) -> str:
+    return " ↓" if better == "lower" else " ↑"
+
+
+def _with_reason(value: float | None) -> str:
+    return say.number(value) if value is not None else "not finite"
+
+
+def _share(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.2g}%" if value >= 1e-4 else "0"

@@ -1,0 +1,99 @@
+"""Any runs side by side: those that differ in the seed alone are one group, groups are compared by seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from emabench.errors import UserError
+from emabench.tables.gather import Run
+from emabench.tables.statistics import Estimate, estimate
+
+APART = {
+    "seed",
+    "results_dir",
+    "data_dir",
+    "device",
+    "workers",
+    "checkpoint",
+    "log",
+    "log_every",
+    "group",
+    "rerun",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one configuration, by seed. `differs`: what sets it apart from the other groups, as key=value."""
+
+    runs: Mapping[int, Run]
+    differs: tuple[str, ...]
+
+    def values(self, average: str, metric: str) -> dict[int, float]:
+        """By seed: what was measured."""
+        found = {seed: run.value(average, metric) for seed, run in self.runs.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def mean(self, average: str, metric: str) -> Estimate | None:
+        return estimate(list(self.values(average, metric).values()))
+
+    @property
+    def diverged(self) -> int:
+        return sum(run.result.status == "diverged" for run in self.runs.values())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs of one task. `unlike`: metrics that were not measured with the same everywhere, and with what."""
+
+    task: str
+    groups: Sequence[Group]
+    metrics: Mapping[str, str]
+    averages: Sequence[str]
+    unlike: Mapping[str, Sequence[str]]
+
+    def change(self, group: Group, average: str, metric: str) -> Estimate | None:
+        """How a group differs from the first, paired by seed; None where no seed is in both."""
+        if metric in self.unlike:
+            return None
+        mine, first = group.values(average, metric), self.groups[0].values(average, metric)
+        return estimate([mine[seed] - first[seed] for seed in sorted(set(mine) & set(first))])
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Group runs by configuration. Raises UserError where they are of different tasks."""
+    tasks = sorted({run.result.task for run in runs})
+    if len(tasks) != 1:
+        raise UserError(f"compare: runs of {' and '.join(tasks)}; compare runs of one task")
+    grouped: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        mine = {key: value for key, value in run.config.items() if key not in APART}
+        key = json.dumps(mine, sort_keys=True, default=str) if mine else run.result.run_id
+        grouped.setdefault(key, {})[run.result.seed] = run
+    flat = [dict(_flat(next(iter(group.values())).config)) for group in grouped.values()]
+    groups = []
+    for mine, group in zip(flat, grouped.values(), strict=True):
+        keys = sorted({key for other in flat for key in {**mine, **other} if mine.get(key) != other.get(key)})
+        differs = tuple(f"{key}={mine.get(key, '(none)')}" for key in keys)
+        groups.append(Group(dict(sorted(group.items())), differs))
+    finished = [run for run in runs if run.finished]
+    metrics = {name: way for run in finished for name, way in run.result.metrics.items()}
+    averages = list(dict.fromkeys(row.average for run in finished for row in run.result.rows))
+    unlike = {}
+    for metric in metrics:
+        texts = sorted({run.result.measured_with.get(metric, "nothing stated") for run in finished})
+        if len(texts) > 1:
+            unlike[metric] = texts
+    return Comparison(tasks[0], groups, metrics, averages, unlike)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if prefix or key not in APART:
+            if isinstance(value, Mapping):
+                yield from _flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
