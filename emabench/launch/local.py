@@ -116,3 +116,9 @@ def _gpus() -> list[str]:
     if named is not None:
         return [gpu for gpu in named.split(",") if gpu]
     return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def default_jobs(configs: Sequence[Config]) -> int:
+    """One process a GPU; without one a process a core for the small scales, whose steps are too small to share."""
+    gpus = _gpus() if configs[0].device != "cpu" else []
+    return max(1, len(gpus) or (os.cpu_count() or 1))

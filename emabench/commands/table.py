@@ -1,0 +1,89 @@
+"""run what a table of the article needs, and judge it"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from emabench.compose import configuration
+from emabench.config import Config
+from emabench.errors import DONE, UserError
+from emabench.tables import spec
+from emabench.tables.gather import Runs, read_run
+from emabench.tables.judge import Judged, judge
+
+USAGE = "emabench table NAME [seeds=N] [jobs=N] [--dry-run] [overrides]"
+
+
+def main(words: Sequence[str]) -> int:
+    """`emabench table NAME`: run what is missing, print measured beside reported, write the page."""
+    name, options, overrides = _read(words)
+    table = spec.load(name)
+    scale = next((word[6:] for word in overrides if word.startswith("scale=")), "small")
+    spec.check_scale(scale)
+    seeds = options["seeds"] or table.seed_count(scale)
+    plan = _plan(table, scale, seeds, overrides)
+    configs = [config for by_seed in plan.values() for config in by_seed.values()]
+    if options["dry_run"]:
+        return _show_plan(plan)
+
+    from emabench.launch.local import default_jobs, run_missing
+
+    run_missing(configs, options["jobs"] or default_jobs(configs))
+    judged = judge(table, scale, gathered(plan))
+
+    from emabench.report import html, terminal
+
+    terminal.show(judged)
+    page = html.write_table(judged, Path(configs[0].results_dir))
+    print(f"\npage    {page}")
+    return DONE
+
+
+def gathered(plan: dict[str, dict[int, Config]]) -> Runs:
+    """The plan's runs as they lie on disk."""
+    return {
+        arm: {seed: read_run(config.directory()) for seed, config in by_seed.items()}
+        for arm, by_seed in plan.items()
+    }
+
+
+def _plan(table: spec.Table, scale: str, seeds: int, overrides: Sequence[str]) -> dict[str, dict[int, Config]]:
+    """By arm, by seed: the run's configuration. The user's words come last and win."""
+    return {
+        arm: {
+            seed: configuration([*table.words(arm, scale), f"group={table.name}", f"seed={seed}", *overrides])
+            for seed in range(seeds)
+        }
+        for arm in table.arms
+    }
+
+
+def _read(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
+    """NAME first; `seeds=` and `jobs=` are the table's, everything else goes to every run."""
+    if not words or "=" in words[0] or words[0].startswith("-"):
+        raise UserError(f"{USAGE}: NAME is one of {', '.join(spec.names())}")
+    options, overrides = {"seeds": 0, "jobs": 0, "dry_run": 0}, []
+    for word in words[1:]:
+        key, _, value = word.partition("=")
+        if word == "--dry-run":
+            options["dry_run"] = 1
+        elif key in ("seeds", "jobs"):
+            if not value.isdigit() or int(value) < 1:
+                raise UserError(f"{word}: should be a whole number, 1 or more")
+            options[key] = int(value)
+        elif key in ("seed", "task"):
+            raise UserError(f"{word}: a table sets {key} itself; seeds=N says how many seeds each arm is run with")
+        elif word.startswith("-"):
+            raise UserError(f"{word}: there is no such option; {USAGE}")
+        else:
+            overrides.append(word)
+    return words[0], options, overrides
+
+
+def _show_plan(plan: dict[str, dict[int, Config]]) -> int:
+    for arm, by_seed in plan.items():
+        for seed, config in by_seed.items():
+            there = read_run(config.directory())
+            print(f"{arm:<16} seed {seed}  {config.directory()}  {there.result.status if there else 'to do'}")
+    return DONE
