@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from emabench.tables import spec
 from emabench.tables.claims import Effect, Kind, Verdict
+from emabench.tables.judge import Cell
 from emabench.tables.statistics import FEWEST, Estimate
 
 MARKS = {  # told apart by shape, not by colour
@@ -59,6 +60,23 @@ def percent(found: Estimate | None) -> str:
     half = (found.high - found.low) / 2
     low, high = (_share(end, half) for end in (found.low, found.high))
     return f"{_share(found.mean, half)}% [{low}, {high}]"
+
+
+def change_of(cell: Cell) -> str:
+    """How a row differs from the one it is compared with: relative where that has a meaning."""
+    if cell.relative:
+        return percent(cell.relative)
+    return interval(cell.change) if cell.change else ""
+
+
+def share(count: int, planned: int) -> str:
+    """How many seeds gave a number, of how many."""
+    return str(count) if count == planned else f"{count}/{planned}"
+
+
+def reported(value: float | None) -> str:
+    """A number as the article prints it."""
+    return "" if value is None else f"{value:g}"
 
 
 def change(value: float | None) -> str:

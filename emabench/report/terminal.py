@@ -147,25 +147,20 @@ def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
     for title in ("measured", "n", "change"):
         grid.add_column(title, justify="right", no_wrap=True)
     for title in ("article", "published"):
-        grid.add_column(title, justify="right")
+        grid.add_column(title, justify="right", no_wrap=narrow)
     for row in judged.rows.values():
         cell = row.cells[metric]
         reported = row.spec.reported.get(metric)
         numbers = [n for n in row.spec.published if n.metric == metric]
-        grid.add_row(
-            row.spec.label,
-            *(() if narrow else (row.average,)),
+        change = say.change_of(cell)
+        values = [
             say.measured(cell.mean),
-            f"{len(cell.values)}" if len(cell.values) == row.planned else f"{len(cell.values)}/{row.planned}",
-            say.percent(cell.relative)
-            if cell.relative
-            else (say.interval(cell.change) if cell.change else ""),
-            _two(
-                "" if reported is None else f"{reported:g}",
-                say.change(table.reported_change(row.key, metric)),
-            ),
+            say.share(len(cell.values), row.planned),
+            change.replace(" [", "\n[") if narrow else change,
+            _two(say.reported(reported), say.change(table.reported_change(row.key, metric)), narrow),
             _two(say.published(numbers), say.changes(table.published_change(row.key, metric)), narrow),
-        )
+        ]
+        grid.add_row(row.spec.label, *(() if narrow else (row.average,)), *values)
     return grid
 
 
