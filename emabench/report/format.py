@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from emabench.tables import spec
 from emabench.tables.claims import Effect, Kind, Verdict
-from emabench.tables.judge import Cell
+from emabench.tables.judge import Cell, Ruling
 from emabench.tables.statistics import FEWEST, Estimate
 
 MARKS = {  # told apart by shape, not by colour
@@ -151,11 +151,21 @@ def reason(found: Verdict, seeds: int) -> str:
     return f"about {found.seeds:.0f} seeds would decide"
 
 
+def reason_for(ruling: Ruling, found: Verdict) -> str:
+    """The same for a ruling: as many seeds as its thinnest effect has."""
+    return reason(found, min((each.estimate.n for each in ruling.effects), default=0))
+
+
 def steps(value: float | None) -> str:
     """A number of steps, short."""
     if value is None:
         return "–"
     return f"{value:,.0f}".replace(",", " ") if value >= 10 else f"{value:.3g}"
+
+
+def share_of_run(window: float, steps: int) -> str:
+    """A window as a share of the run."""
+    return f"{100 * window / steps:.2g}%"
 
 
 def seconds(value: float) -> str:

@@ -181,7 +181,7 @@ def _claims(judged: Judged) -> Grid:
             if not found:
                 cells.append(Group(Text("")))
                 continue
-            why = say.reason(found, _seeds(ruling.effects))
+            why = say.reason_for(ruling, found)
             lines = [Text(say.verdict(found), style=STYLES[found.kind])]
             cells.append(Group(*lines, *([Text(why, style="dim")] if why else [])))
         grid.add_row(Group(*claim), *cells)
@@ -253,10 +253,6 @@ def _console() -> Console:
     console = Console()
     console.width = min(console.width, WIDEST)
     return console
-
-
-def _seeds(effects: Sequence[object]) -> int:
-    return min((effect.estimate.n for effect in effects), default=0)  # type: ignore[attr-defined]
 
 
 def _two(value: str, change: str, narrow: bool = False) -> str:

@@ -265,10 +265,10 @@ def _order(claim: spec.Order, values: Values, table: spec.Table) -> Test:
 
 def _optimum(claim: spec.Optimum, values: Values, table: spec.Table) -> Test:
     rows, inside = claim.along, claim.along[1:-1]
-    ends = (rows[0], rows[-1])
+    ends, relative = (rows[0], rows[-1]), _positive(rows, values)
 
     def better(row: str, over: str) -> Statement:
-        return Above(_gains(row, over, values, relative=False))
+        return Above(_gains(row, over, values, relative))
 
     peak = {row: AllOf([better(row, end) for end in ends]) for row in inside}
     anywhere = AnyOf(list(peak.values()))
@@ -298,7 +298,7 @@ def _optimum(claim: spec.Optimum, values: Values, table: spec.Table) -> Test:
             sides.append([beaten])
             outcomes[who].insert(0, Outcome(Kind.DIRECTION, [anywhere, beaten], "best inside, but elsewhere"))
     best = max(rows, key=lambda row: _mean(values, row) * (1 if values.higher else -1))
-    effects = [_effect_of(best, end, values, _positive(rows, values), table) for end in ends if end != best]
+    effects = [_effect_of(best, end, values, relative, table) for end in ends if end != best]
     return Test(claim, effects, sides, outcomes)
 
 

@@ -1,0 +1,167 @@
+"""The three pictures of a table: changes by row, the metric against the averaging window, learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emabench.report import format as say
+from emabench.report.svg import WIDTH, Axis, Figure
+from emabench.runs.result import RAW
+from emabench.tables.curves import Track, WindowCurve, tracks, window_curve
+from emabench.tables.judge import Judged
+from emabench.tables.statistics import Estimate
+
+LOG_ABOVE = 2.5  # a metric that spans more than this ratio is drawn on a logarithmic axis
+
+
+def changes(judged: Judged, metric: str) -> str | None:
+    """Every row's relative change: as measured, as the article has it, as it is published."""
+    table = judged.table
+    rows = []
+    for key, row in judged.rows.items():
+        mine = row.cells[metric].relative
+        said = table.reported_change(key, metric)
+        elsewhere = table.published_change(key, metric)
+        if row.against and (mine or said is not None or elsewhere):
+            rows.append((row, mine, said, elsewhere))
+    if not rows:
+        return None
+    ends = [0.0]
+    for _, mine, said, elsewhere in rows:
+        ends += (
+            [end for end in _ends(mine) if end is not None] + elsewhere + ([said] if said is not None else [])
+        )
+    x = Axis.around([100 * end for end in ends])
+    step = 34.0
+    left = 12 + 7.2 * max(len(row.spec.label) for row, *_ in rows)
+    figure = Figure(
+        x, Axis(len(rows) - 0.5, -0.5), height=64 + step * len(rows), left=left, top=14, bottom=40
+    )
+    floor = figure.height - figure.bottom
+    for value in x.ticks():
+        a = figure.at_x(value)
+        figure._add(f'<line class="grid" x1="{a:.1f}" x2="{a:.1f}" y1="{figure.top:.1f}" y2="{floor:.1f}"/>')
+        figure.text(a, floor + 17, f"{value:+g}".replace("-", "−").replace("+0", "0"), kind="tick")
+    figure.upright(0.0, "zero")
+    about = table.metrics[metric]
+    better = "← better" if about.better == "lower" else "better →"
+    figure.text(WIDTH - 14, floor + 34, f"change of {about.label}, %   {better}", anchor="end", kind="title")
+    for i, (row, mine, said, elsewhere) in enumerate(rows):
+        figure.text(left - 10, figure.at_y(i) + 4, row.spec.label, anchor="end", kind="row")
+        if elsewhere:
+            low, high = 100 * min(elsewhere), 100 * max(elsewhere)
+            tip = f"published: {say.changes(elsewhere)}"
+            figure.bar(low, high, i + 0.26, "published", tip)
+            for value in elsewhere:
+                figure.dot(100 * value, i + 0.26, "published", tip, radius=3.5)
+        if said is not None:
+            figure.diamond(100 * said, i, "article", f"article: {say.change(said)}")
+        if mine:
+            tip = f"measured: {say.percent(mine)}, n = {mine.n}"
+            if mine.low is not None and mine.high is not None:
+                figure.bar(100 * mine.low, 100 * mine.high, i - 0.26, "measured", tip)
+            figure.dot(100 * mine.mean, i - 0.26, "measured", tip)
+    return figure.svg(f"Relative change of {about.label} by row: measured, in the article, and published")
+
+
+def against_window(judged: Judged, arm: str, metric: str) -> tuple[str, WindowCurve] | None:
+    """The metric against the averaging window, the optimum and the table's rows marked."""
+    curve = window_curve(judged, arm, metric)
+    if curve is None or len(curve.points) < 2:
+        return None
+    about = judged.table.metrics[metric]
+    seen = [end for point in curve.points for end in _ends(point.value) if end is not None]
+    raw = [curve.raw.mean] if curve.raw else []
+    y = Axis.around(seen + raw, log=_spans(seen + raw), margin=0.1)
+    figure = Figure(Axis.around([point.window for point in curve.points], log=True), y)
+    figure.axes("averaging window, steps", f"{about.label} {'↓' if about.better == 'lower' else '↑'}")
+    if curve.raw:
+        figure.level(curve.raw.mean, "raw")
+        a = figure.at_y(curve.raw.mean)
+        figure.text(
+            WIDTH - figure.right,
+            a + (14 if a < figure.height / 2 else -6),
+            "raw weights",
+            anchor="end",
+            kind="raw",
+        )
+    # The line joins averages of one family; a mean over a stretch (SWA) stands on its own.
+    line = [point for point in curve.points if point.average.startswith("ema_")]
+    with_ends = [
+        (p.window, p.value.low, p.value.high)
+        for p in line
+        if p.value.low is not None and p.value.high is not None
+    ]
+    if len(with_ends) > 1:
+        figure.band(
+            [(w, low) for w, low, _ in with_ends], [(w, high) for w, _, high in with_ends], "measured"
+        )
+    if len(line) > 1:
+        figure.line([(point.window, point.value.mean) for point in line], "measured")
+    for point in curve.points:
+        kind = "measured" if point.tied else "measured hollow"
+        if point.average not in {p.average for p in line}:
+            kind += " apart"
+        best = point is curve.best
+        share = say.share_of_run(point.window, curve.steps)
+        tip = f"{point.average}, window {say.steps(point.window)} ({share} of the run): {say.measured(point.value)}"
+        if best:
+            figure.dot(point.window, point.value.mean, "halo", radius=9)
+        figure.dot(point.window, point.value.mean, kind, tip)
+    _row_labels(figure, curve)
+    return figure.svg(f"{about.label} against the averaging window, {arm}"), curve
+
+
+def _row_labels(figure: Figure, curve: WindowCurve) -> None:
+    """The names of the table's rows beneath the top edge, on a thin upright; too close together they step down."""
+    last, lane = -1e9, 0
+    for point in curve.points:
+        if not point.rows:
+            continue
+        figure.upright(point.window, "row")
+        x = figure.at_x(point.window)
+        words = point.rows[0].removeprefix("+ ")
+        half = 3.3 * len(words)
+        x = min(max(x, figure.left + half), WIDTH - figure.right - half)
+        lane = (lane + 1) % 2 if x - half < last + 4 else 0
+        figure.text(x, figure.top - 2 + 12 * lane, words, kind="mark")
+        last = x + half
+
+
+def learning(judged: Judged, arm: str, metric: str) -> tuple[str, list[tuple[str, str]]] | None:
+    """The metric along training, and the legend: (class, label) of each line."""
+    found = tracks(judged, arm, metric)
+    if not found:
+        return None
+    about = judged.table.metrics[metric]
+    # What comes before the first tenth of training would squeeze the rest into a corner.
+    last = found[0].points[-1][0]
+    late = [e.mean for track in found for step, e in track.points if step >= last / 10]
+    y = Axis.around(late, log=_spans(late), margin=0.08)
+    figure = Figure(Axis(0, last * 1.02), y)
+    figure.axes("training steps", f"{about.label} {'↓' if about.better == 'lower' else '↑'}")
+    legend = []
+    for i, track in enumerate(found):
+        kind = "raw" if track.average == RAW else f"s{i}"
+        inside = [(step, e) for step, e in track.points if y.low <= e.mean <= y.high]
+        spread = [(s, e.low, e.high) for s, e in inside if e.low is not None and e.high is not None]
+        if len(spread) > 1 and track.average != RAW:
+            clip = [(s, max(low, y.low), min(high, y.high)) for s, low, high in spread]
+            figure.band([(s, low) for s, low, _ in clip], [(s, high) for s, _, high in clip], kind)
+        if len(inside) > 1:
+            figure.line([(step, e.mean) for step, e in inside], kind)
+        legend.append((kind, _name(judged, arm, track)))
+    return figure.svg(f"{about.label} along training, {arm}"), legend
+
+
+def _name(judged: Judged, arm: str, track: Track) -> str:
+    rows = [row for row in judged.rows.values() if row.spec.arm == arm and row.average == track.average]
+    return rows[0].spec.label if rows and track.average != RAW else track.label
+
+
+def _ends(found: Estimate | None) -> list[float | None]:
+    return [found.mean, found.low, found.high] if found else []
+
+
+def _spans(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) / min(values) > LOG_ABOVE

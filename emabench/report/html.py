@@ -1,0 +1,303 @@
+"""The page: one self-contained HTML file, for one table or for all that was measured.
+
+Nothing is loaded from anywhere: style, plots and pictures are in the file. It needs no script.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+import emabench
+from emabench.report import figures
+from emabench.report import format as say
+from emabench.runs.files import write_text
+from emabench.runs.result import RAW
+from emabench.tables import curves, spec
+from emabench.tables.claims import Kind
+from emabench.tables.gather import Run
+from emabench.tables.judge import Judged, Row, Ruling
+from emabench.tables.statistics import FEWEST, bootstrap
+
+PICTURE_LIMIT = 400_000  # bytes of one picture: larger ones are named, not embedded
+
+
+def write(
+    path: Path, judged: Sequence[Judged], others: Sequence[Run] = (), unreadable: Sequence[str] = ()
+) -> Path:
+    """Write the page of these tables. `others` are runs of no table, `unreadable` what could not be read, in words."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page(judged, others, unreadable))
+    return path
+
+
+def page(judged: Sequence[Judged], others: Sequence[Run] = (), unreadable: Sequence[str] = ()) -> str:
+    """The page's text."""
+    return (
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            tables=[_Section(each) for each in judged],
+            others=[_other(run) for run in others],
+            unreadable=unreadable,
+            kinds=list(Kind),
+            meanings=say.MEANINGS,
+            fewest=FEWEST,
+            version=emabench.__version__,
+        )
+    )
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("emabench.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(say=say, marks=say.MARKS)
+    environment.filters["slug"] = lambda kind: str(kind).replace(" ", "-")
+    return environment
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One table as the template needs it."""
+
+    judged: Judged
+
+    @property
+    def table(self) -> spec.Table:
+        return self.judged.table
+
+    @property
+    def run(self) -> bool:
+        return bool(self.judged.all_runs)
+
+    def rulings(self) -> list[Ruling]:
+        """Those that this scale can speak of."""
+        return [ruling for ruling in self.judged.rulings if ruling not in self.judged.of_paper_scale_alone]
+
+    def findings(self) -> Iterator[str]:
+        """By arm, the best average of the main metric in a sentence."""
+        metric = next(iter(self.table.metrics))
+        for arm in self.table.arms:
+            curve = curves.window_curve(self.judged, arm, metric)
+            if not curve or not curve.raw:
+                continue
+            where = f"{arm}: " if len(self.table.arms) > 1 else ""
+            label = self.table.metrics[metric].label
+            if curve.best is None:
+                yield f"{where}no average beats the raw weights ({label} {say.measured(curve.raw)})."
+                continue
+            best = curve.best
+            change = f" against {say.measured(curve.raw)} of the raw weights"
+            tied = [point.average for point in curve.points if point.tied and point is not best]
+            also = f" {_and(tied)} {'is' if len(tied) == 1 else 'are'} not shown to be worse." if tied else ""
+            yield (
+                f"{where}{best.average} is best, a window of {say.steps(best.window)} steps or "
+                f"{say.share_of_run(best.window, curve.steps)} of the run: {label} {say.measured(best.value)}{change}.{also}"
+            )
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The numbers of each metric: measured, reported, published."""
+        for metric, about in self.table.metrics.items():
+            rows = [self._row(row, metric) for row in self.judged.rows.values()]
+            said = any(row["reported"] or row["published"] for row in rows)
+            yield {
+                "key": metric,
+                "label": about.label,
+                "arrow": "↓" if about.better == "lower" else "↑",
+                "rows": rows,
+                "said": said,
+                "why_not": self.judged.comparable(metric) if self.run and said else "",
+                "with": self.judged.measured_with.get(metric, ""),
+                "changes": _markup(figures.changes(self.judged, metric)) if self.run else None,
+            }
+
+    def _row(self, row: Row, metric: str) -> dict[str, Any]:
+        cell = row.cells[metric]
+        published = [n for n in row.spec.published if n.metric == metric]
+        second = bootstrap([cell.values[s] for s in cell.values]) if len(cell.values) >= FEWEST else None
+        return {
+            "label": row.spec.label,
+            "average": row.average,
+            "window": "" if row.average == RAW or not row.window else f"{say.steps(row.window)} steps",
+            "measured": say.measured(cell.mean),
+            "n": say.share(len(cell.values), row.planned),
+            "lost": row.diverged + row.failed,
+            "tip": "by seed: "
+            + ", ".join(f"{s}: {say.number(v, 5)}" for s, v in cell.values.items())
+            + (
+                f"; bootstrap interval {say.number(second.low)} to {say.number(second.high)}"
+                if second
+                else ""
+            ),
+            "change": say.change_of(cell),
+            "reported": say.reported(row.spec.reported.get(metric)),
+            "reported_change": say.change(self.table.reported_change(row.key, metric)),
+            "notes": self._notes(row.key, metric),
+            "published": say.published(published),
+            "published_change": say.changes(self.table.published_change(row.key, metric)),
+            "sources": published,
+        }
+
+    def _notes(self, row: str, metric: str) -> list[int]:
+        """Numbers of the notes on a cell."""
+        return [
+            i
+            for i, note in enumerate(self.table.notes, 1)
+            if row in note.rows and note.metric in (None, metric)
+        ]
+
+    def windows(self) -> Iterator[dict[str, Any]]:
+        """The metric against the window, of each metric that a claim is about, in each arm."""
+        for metric in self._claimed():
+            for arm in self.table.arms:
+                if drawn := figures.against_window(self.judged, arm, metric):
+                    yield {"arm": arm, "svg": Markup(drawn[0]), "label": self.table.metrics[metric].label}
+
+    def learning(self) -> Iterator[dict[str, Any]]:
+        """Learning curves of the main metric in each arm."""
+        metric = next(iter(self.table.metrics))
+        for arm in self.table.arms:
+            if drawn := figures.learning(self.judged, arm, metric):
+                yield {
+                    "arm": arm,
+                    "svg": Markup(drawn[0]),
+                    "legend": drawn[1],
+                    "label": self.table.metrics[metric].label,
+                }
+
+    def _claimed(self) -> list[str]:
+        claimed = {claim.metric for claim in self.table.claims}
+        return [metric for metric in self.table.metrics if metric in claimed]
+
+    def pictures(self) -> Iterator[dict[str, Any]]:
+        """Samples of raw weights beside those of the table's averages, of the first finished run of each arm."""
+        for arm in self.table.arms:
+            run = next(iter(curves.finished(self.judged, arm)), None)
+            if not run:
+                continue
+            wanted = dict.fromkeys(
+                [RAW, *(r.average for r in self.judged.rows.values() if r.spec.arm == arm)]
+            )
+            shown = [(average, picture) for average in wanted if (picture := _embedded(run, average))]
+            if shown:
+                yield {"arm": arm, "seed": run.result.seed, "pictures": shown}
+
+    def runs(self) -> Iterator[dict[str, Any]]:
+        """Every run the numbers come from."""
+        for arm, by_seed in self.judged.runs.items():
+            for seed, run in by_seed.items():
+                yield _run(run, arm, seed)
+
+    def configurations(self) -> Iterator[tuple[str, str]]:
+        """By arm, the configuration of its runs (of the first one, its seed aside)."""
+        for arm, by_seed in self.judged.runs.items():
+            run = next((run for run in by_seed.values() if run and run.config), None)
+            if run:
+                plain = {key: value for key, value in run.config.items() if key != "seed"}
+                yield arm, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+    def words(self) -> Iterator[tuple[str, str]]:
+        """By arm, the command that trains one of its runs."""
+        for arm in self.table.arms:
+            words = self.table.words(arm, self.judged.scale)
+            yield arm, " ".join(["emabench", *(_quoted(word) for word in words), "seed=0"])
+
+    def command(self) -> str:
+        seeds = max((len(by_seed) for by_seed in self.judged.runs.values()), default=0)
+        seeds = seeds or self.table.seed_count(self.judged.scale)
+        scale = "" if self.judged.scale == "small" else f" scale={self.judged.scale}"
+        return f"emabench table {self.table.name} seeds={seeds}{scale}"
+
+    def sources(self) -> Iterator[tuple[str, spec.Source]]:
+        """The sources that are referred to, once each."""
+        yield from self.table.sources.items()
+
+
+def _run(run: Run | None, arm: str, seed: int) -> dict[str, Any]:
+    if run is None:
+        return {
+            "arm": arm,
+            "seed": seed,
+            "status": "not run",
+            "id": "",
+            "commit": "",
+            "device": "",
+            "time": "",
+            "reason": "",
+        }
+    result = run.result
+    environment = result.environment
+    return {
+        "arm": arm,
+        "seed": seed,
+        "status": result.status,
+        "id": result.run_id,
+        "commit": environment.get("commit") or "",
+        "device": environment.get("device") or "",
+        "time": say.seconds(sum(result.timing.values())) if result.timing else "",
+        "reason": result.reason or "",
+    }
+
+
+def _other(run: Run) -> dict[str, Any]:
+    """A run of no table: its main metric raw, and of the best average."""
+    result = run.result
+    metric = next(iter(result.metrics), "")
+    values = {
+        row.average: value for row in result.rows if (value := run.value(row.average, metric)) is not None
+    }
+    pick = max if result.metrics.get(metric) == "higher" else min
+    averages = {name: value for name, value in values.items() if name != RAW}
+    best = pick(averages, key=lambda name: averages[name]) if averages else None
+    return {
+        **_run(run, "", result.seed),
+        "task": result.task,
+        "scale": result.scale,
+        "metric": metric,
+        "raw": say.number(values.get(RAW)),
+        "best": f"{best} {say.number(averages[best])}" if best else "–",
+    }
+
+
+def _embedded(run: Run, average: str) -> dict[str, Any] | None:
+    """A picture as a data URI, with its size."""
+    path = run.picture(average)
+    if path is None:
+        return None
+    data = path.read_bytes()
+    if len(data) > PICTURE_LIMIT or data[:8] != b"\x89PNG\r\n\x1a\n":
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    return {
+        "uri": f"data:image/png;base64,{base64.b64encode(data).decode()}",
+        "width": width,
+        "height": height,
+        "small": width < 300,
+    }
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'" if set(word) & set("[]{} ") else word
+
+
+def _markup(svg: str | None) -> Markup | None:
+    return Markup(svg) if svg else None
