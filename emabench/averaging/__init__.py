@@ -23,6 +23,7 @@ from emabench.averaging.warmup import Warmup
 if TYPE_CHECKING:
     from emabench.averaging.averager import Averager
     from emabench.averaging.batchnorm import has_batchnorm, recalibrate
+    from emabench.averaging.lookahead import Lookahead
     from emabench.averaging.target import TargetNetwork
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Averager",
     "GradientNorm",
     "GradientShare",
+    "Lookahead",
     "Mean",
     "Mixture",
     "PerLayer",
@@ -50,6 +52,7 @@ __all__ = [
 
 _WITH_TORCH = {
     "Averager": "averager",
+    "Lookahead": "lookahead",
     "TargetNetwork": "target",
     "has_batchnorm": "batchnorm",
     "recalibrate": "batchnorm",

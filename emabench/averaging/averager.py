@@ -86,6 +86,8 @@ class Averager:
         self._parameters, self._buffers = tensors.followed(model, frozen)
         averaged = [b for b in self._buffers if buffers == "average" and tensors.averageable(b.tensor)]
         self.followed = self._parameters + averaged
+        self._tensors = [f.tensor for f in self.followed]
+        self._sharded = any(map(tensors.is_sharded, self._tensors))
         self._layers = [f.name.rpartition(".")[0] for f in self.followed]
         self._offload = Offload(self._live()) if offload else None
         self._averages: dict[str, Average] = {}
@@ -232,7 +234,7 @@ class Averager:
                         f"{name!r} was frozen when the averager was made with frozen='live' and is trained now: "
                         "make the averager after unfreezing, or with frozen='average'"
                     )
-        return [tensors.local(f.tensor.detach()) for f in self.followed]
+        return [tensors.local(f.tensor) for f in self.followed] if self._sharded else self._tensors
 
     def _wait(self) -> None:
         if self._offload:

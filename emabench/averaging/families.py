@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,12 +46,19 @@ class PowerEMA(Profile, kind="power_ema"):
         log_keep = (self.exponent + 1.0) * math.log1p(-1.0 / k) if k > 1 else -math.inf
         return -math.expm1(log_keep), -math.inf
 
+    def all_fresh(self, acts: int) -> np.ndarray:
+        import numpy as np
+
+        k = np.arange(2.0, acts + 1.0)
+        return np.append(np.ones(min(1, acts)), -np.expm1((self.exponent + 1.0) * np.log1p(-1.0 / k)))
+
 
 def sigma_rel_of(gamma: float) -> float:
     """Relative standard deviation of the profile t^γ on [0, 1] (Karras et al. 2024, appendix C)."""
     return math.sqrt(gamma + 1.0) / (gamma + 2.0) / math.sqrt(gamma + 3.0)
 
 
+@functools.cache
 def gamma_of(sigma_rel: float) -> float:
     """The γ ≥ 0 whose profile has this relative standard deviation, by bisection (σ_rel falls with γ)."""
     low, high = 0.0, 1.0

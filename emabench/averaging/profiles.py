@@ -102,15 +102,22 @@ class Profile:
         if not self.begun(T):
             given[T] = 1.0
             return given
-        fresh = np.empty(self.acts(T))
-        log_kept = 0.0
-        for k in range(1, len(fresh) + 1):
-            fresh[k - 1], log_kept = self.advance(k, log_kept)
+        fresh = self.all_fresh(self.acts(T))
         kept = np.append(np.cumprod((1.0 - fresh)[::-1])[::-1], 1.0)  # what later acts leave of act k − 1
         start = int(self.start)
         given[start] = kept[0]
         given[start + self.every :: self.every][: len(fresh)] = fresh * kept[1:]
         return given
+
+    def all_fresh(self, acts: int) -> np.ndarray:
+        """fresh_1 … fresh_acts: `advance` from the start, float64 [acts]."""
+        import numpy as np
+
+        fresh = np.empty(acts)
+        log_kept = 0.0
+        for k in range(1, acts + 1):
+            fresh[k - 1], log_kept = self.advance(k, log_kept)
+        return fresh
 
     def describe(self, T: int | None = None) -> dict[str, float]:
         """What the knobs mean, in updates, after T updates.
@@ -253,6 +260,15 @@ class EMA(Profile, kind="ema"):
         fresh = -math.expm1(log_keep)
         return (fresh / -math.expm1(log_kept) if self.debias else fresh), log_kept
 
+    def all_fresh(self, acts: int) -> np.ndarray:
+        import numpy as np
+
+        if self.warmup is not None:
+            return super().all_fresh(acts)
+        log_keep = self.every * self.log_decay
+        fresh = np.full(acts, -math.expm1(log_keep))
+        return fresh / -np.expm1(log_keep * np.arange(1.0, acts + 1.0)) if self.debias else fresh
+
     def describe(self, T: int | None = None) -> dict[str, float]:
         """As Profile.describe; with T left out, of an average that has run for ever."""
         if T is not None:
@@ -312,6 +328,11 @@ class Mean(Profile, kind="mean"):
 
     def advance(self, k: int, log_kept: float) -> tuple[float, float]:
         return 1.0 / k, -math.inf
+
+    def all_fresh(self, acts: int) -> np.ndarray:
+        import numpy as np
+
+        return 1.0 / np.arange(1.0, acts + 1.0)
 
 
 def _known(option: str, value: object, name: str, given: float | None) -> float:
