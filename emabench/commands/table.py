@@ -48,7 +48,9 @@ def gathered(plan: dict[str, dict[int, Config]]) -> Runs:
     }
 
 
-def _plan(table: spec.Table, scale: str, seeds: int, overrides: Sequence[str]) -> dict[str, dict[int, Config]]:
+def _plan(
+    table: spec.Table, scale: str, seeds: int, overrides: Sequence[str]
+) -> dict[str, dict[int, Config]]:
     """By arm, by seed: the run's configuration. The user's words come last and win."""
     return {
         arm: {
@@ -73,7 +75,9 @@ def _read(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
                 raise UserError(f"{word}: should be a whole number, 1 or more")
             options[key] = int(value)
         elif key in ("seed", "task"):
-            raise UserError(f"{word}: a table sets {key} itself; seeds=N says how many seeds each arm is run with")
+            raise UserError(
+                f"{word}: a table sets {key} itself; seeds=N says how many seeds each arm is run with"
+            )
         elif word.startswith("-"):
             raise UserError(f"{word}: there is no such option; {USAGE}")
         else:

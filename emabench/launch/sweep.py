@@ -52,9 +52,10 @@ def _summary(jobs: list[list[str]], configs: list[Config]) -> int:
     results = [RunDirectory(config.directory()).result() for config in configs]
     first = next((result for result in results if result), None)
     metric = next(iter(first.metrics)) if first else "metric"
-    shown = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("job", "status", f"raw {metric}", f"best {metric}", "average", "run"):
-        shown.add_column(title, overflow="fold")
+    shown = Table(box=None, padding=(0, 2, 0, 0), title=metric, title_justify="left", title_style="bold")
+    shown.add_column("job", overflow="fold")
+    for title in ("status", "raw", "best", "average", "run id ends in"):
+        shown.add_column(title, no_wrap=True, justify="right" if title in ("raw", "best") else "left")
     for job, config, result in zip(jobs, configs, results, strict=True):
         name = " ".join(job[i] for i in varying) or config.task_name
         row = [name, result.status if result else "not run"]
@@ -70,8 +71,8 @@ def _summary(jobs: list[list[str]], configs: list[Config]) -> int:
             ]
         else:
             row += ["–", "–", "–"]
-        shown.add_row(*row, config.run_id())
-    Console(soft_wrap=True).print(shown)
+        shown.add_row(*row, config.run_id().rpartition("-")[2])
+    Console().print(shown)
     return DONE if all(result and result.status == "finished" for result in results) else FAILED
 
 

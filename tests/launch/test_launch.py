@@ -1,0 +1,88 @@
+"""Several runs: each once, checked before any starts, and no failure takes the others down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from emabench.cli import main
+from emabench.config import Config
+from emabench.errors import DONE, FAILED, MISTAKE
+from emabench.launch.local import missing, run_missing
+from emabench.runs.directory import RunDirectory, run_directories
+from tests.test_config import config
+
+
+def smoke(results_dir: Path, *overrides: str) -> Config:
+    return config(f"results_dir={results_dir}", "device=cpu", *overrides)
+
+
+def statuses(results_dir: Path) -> list[str]:
+    return [json.loads((path / "result.json").read_text())["status"] for path in run_directories(results_dir)]
+
+
+def test_sweep_runs_every_combination_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu"]
+    words += ["seed=0,1", "ema.decay=0.9,0.99"]
+    assert main(words) == DONE
+    assert statuses(tmp_path) == ["finished"] * 4
+    shown = capsys.readouterr().out
+    assert "seed=1 ema.decay=0.99" in shown
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert main(words) == DONE
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == before
+
+
+def test_a_bad_job_is_said_before_the_first_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "ema.decay=0.9,1.5"]
+    assert main(words) == MISTAKE
+    assert "ema.decay=1.5" in capsys.readouterr().err
+    assert not run_directories(tmp_path)
+
+
+def test_a_diverging_job_takes_no_other_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu"]
+    assert main([*words, "optimizer.lr=1e30,0.1"]) == FAILED
+    assert sorted(statuses(tmp_path)) == ["diverged", "finished"]
+    assert "diverged" in capsys.readouterr().out
+
+
+def test_side_by_side_gives_what_in_turn_gives(tmp_path: Path) -> None:
+    in_turn = [smoke(tmp_path / "a", f"seed={seed}") for seed in (0, 1)]
+    side_by_side = [smoke(tmp_path / "b", f"seed={seed}") for seed in (0, 1)]
+    run_missing(in_turn, jobs=1)
+    run_missing(side_by_side, jobs=2)
+    assert missing(in_turn + side_by_side) == []
+    for a, b in zip(in_turn, side_by_side, strict=True):
+        first, second = RunDirectory(a.directory()).result(), RunDirectory(b.directory()).result()
+        assert first
+        assert second
+        assert first.rows == second.rows
+
+
+def test_a_worker_runs_the_configuration_it_was_given(tmp_path: Path) -> None:
+    """What was asked for is in the run's directory: editing conf/ later changes nothing."""
+    from emabench.launch.worker import main as work
+
+    asked = smoke(tmp_path, "optimizer.lr=0.3")
+    directory = RunDirectory(asked.directory())
+    directory.prepare(asked)
+    assert work(directory.path) == DONE
+    assert yaml.safe_load(directory.config.read_text())["optimizer"]["lr"] == 0.3
+    result = directory.result()
+    assert result
+    assert result.run_id == asked.run_id()
+
+
+def test_one_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu", "ema.decay=[0.9,0.99]"]
+    assert main(words) == DONE
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("raw", "ema_0.9", "ema_0.99", "excess_loss"))
+    assert main([*words, "optimizer.lr=1e30"]) == FAILED
+    assert "diverged" in capsys.readouterr().out
