@@ -41,11 +41,15 @@ def changes(judged: Judged, metric: str) -> str | None:
     for value in x.ticks():
         a = figure.at_x(value)
         figure._add(f'<line class="grid" x1="{a:.1f}" x2="{a:.1f}" y1="{figure.top:.1f}" y2="{floor:.1f}"/>')
-        figure.text(a, floor + 17, f"{value:+g}".replace("-", "−").replace("+0", "0"), kind="tick")
+        figure.text(
+            a, floor + 17, "0" if abs(value) < 1e-9 else f"{value:+.6g}".replace("-", "−"), kind="tick"
+        )
     figure.upright(0.0, "zero")
     about = table.metrics[metric]
     better = "← better" if about.better == "lower" else "better →"
-    figure.text(WIDTH - 14, floor + 34, f"change of {about.label}, %   {better}", anchor="end", kind="title")
+    figure.text(
+        WIDTH - 14, floor + 34, f"relative change of {about.label}, %   {better}", anchor="end", kind="title"
+    )
     for i, (row, mine, said, elsewhere) in enumerate(rows):
         figure.text(left - 10, figure.at_y(i) + 4, row.spec.label, anchor="end", kind="row")
         if elsewhere:
@@ -75,6 +79,7 @@ def against_window(judged: Judged, arm: str, metric: str) -> tuple[str, WindowCu
     y = Axis.around(seen + raw, log=_spans(seen + raw), margin=0.1)
     figure = Figure(Axis.around([point.window for point in curve.points], log=True), y)
     figure.axes("averaging window, steps", f"{about.label} {'↓' if about.better == 'lower' else '↑'}")
+    _row_names(figure, curve)
     if curve.raw:
         figure.level(curve.raw.mean, "raw")
         a = figure.at_y(curve.raw.mean)
@@ -108,23 +113,22 @@ def against_window(judged: Judged, arm: str, metric: str) -> tuple[str, WindowCu
         if best:
             figure.dot(point.window, point.value.mean, "halo", radius=9)
         figure.dot(point.window, point.value.mean, kind, tip)
-    _row_labels(figure, curve)
     return figure.svg(f"{about.label} against the averaging window, {arm}"), curve
 
 
-def _row_labels(figure: Figure, curve: WindowCurve) -> None:
-    """The names of the table's rows beneath the top edge, on a thin upright; too close together they step down."""
+def _row_names(figure: Figure, curve: WindowCurve) -> None:
+    """The names of the table's rows above the plot, on thin uprights; a name too close to the one before steps down."""
     last, lane = -1e9, 0
     for point in curve.points:
         if not point.rows:
             continue
         figure.upright(point.window, "row")
         x = figure.at_x(point.window)
-        words = point.rows[0].removeprefix("+ ")
+        words = point.rows[0].partition(",")[0]
         half = 3.3 * len(words)
         x = min(max(x, figure.left + half), WIDTH - figure.right - half)
         lane = (lane + 1) % 2 if x - half < last + 4 else 0
-        figure.text(x, figure.top - 2 + 12 * lane, words, kind="mark")
+        figure.text(x, figure.top - 2 + 12 * lane, words, kind="name")
         last = x + half
 
 

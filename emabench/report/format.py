@@ -163,6 +163,13 @@ def steps(value: float | None) -> str:
     return f"{value:,.0f}".replace(",", " ") if value >= 10 else f"{value:.3g}"
 
 
+def weight(value: float | None) -> str:
+    """A weight left on something; "0" below what matters."""
+    if value is None:
+        return ""
+    return f"{100 * value:.2g}%" if value >= 1e-4 else "0"
+
+
 def share_of_run(window: float, steps: int) -> str:
     """A window as a share of the run."""
     return f"{100 * window / steps:.2g}%"

@@ -136,7 +136,6 @@ class _Section:
             "window": "" if row.average == RAW or not row.window else f"{say.steps(row.window)} steps",
             "measured": say.measured(cell.mean),
             "n": say.share(len(cell.values), row.planned),
-            "lost": row.diverged + row.failed,
             "tip": "by seed: "
             + ", ".join(f"{s}: {say.number(v, 5)}" for s, v in cell.values.items())
             + (
@@ -144,7 +143,7 @@ class _Section:
                 if second
                 else ""
             ),
-            "change": say.change_of(cell),
+            "change": say.change_of(cell).partition(" ["),
             "reported": say.reported(row.spec.reported.get(metric)),
             "reported_change": say.change(self.table.reported_change(row.key, metric)),
             "notes": self._notes(row.key, metric),
@@ -167,6 +166,36 @@ class _Section:
             for arm in self.table.arms:
                 if drawn := figures.against_window(self.judged, arm, metric):
                     yield {"arm": arm, "svg": Markup(drawn[0]), "label": self.table.metrics[metric].label}
+
+    def ladder(self) -> Iterator[dict[str, Any]]:
+        """Every average of every arm, in numbers."""
+        for arm in self.table.arms:
+            runs = curves.finished(self.judged, arm)
+            if not runs:
+                continue
+            drawn = [(m, curves.window_curve(self.judged, arm, m)) for m in self.table.metrics]
+            known = [(metric, curve) for metric, curve in drawn if curve]
+            rows = []
+            for average in dict.fromkeys(point.average for _, curve in known for point in curve.points):
+                about, window = runs[0].describe(average), runs[0].window(average) or 0.0
+                cells = [next((p for p in curve.points if p.average == average), None) for _, curve in known]
+                rows.append(
+                    {
+                        "average": average,
+                        "window": say.steps(window),
+                        "share": say.share_of_run(window, runs[0].result.steps),
+                        "half_life": say.steps(about.get("half_life")),
+                        "start": say.weight(about.get("start_weight")),
+                        "cells": [say.measured(p.value) if p else "–" for p in cells],
+                    }
+                )
+            raw = [say.measured(curve.raw) for _, curve in known]
+            yield {
+                "arm": arm,
+                "labels": [self.table.metrics[m].label for m, _ in known],
+                "raw": raw,
+                "rows": rows,
+            }
 
     def learning(self) -> Iterator[dict[str, Any]]:
         """Learning curves of the main metric in each arm."""

@@ -87,8 +87,8 @@ def show_run(
             say.change(mine / raw - 1) if mine and raw and row.average != RAW else "",
             say.steps(window) if row.average != RAW else "1",
             say.steps(about.get("half_life")) if about else "",
-            _share(window / result.steps) if about and window else "",
-            _share(about.get("start_weight")) if about else "",
+            say.share_of_run(window, result.steps) if about and window else "",
+            say.weight(about.get("start_weight")),
         )
     console.print(grid)
     for name, text in result.measured_with.items():
@@ -270,9 +270,3 @@ def _arrow(better: str) -> str:
 
 def _with_reason(value: float | None) -> str:
     return say.number(value) if value is not None else "not finite"
-
-
-def _share(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:.2g}%" if value >= 1e-4 else "0"

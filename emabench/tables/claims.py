@@ -326,15 +326,19 @@ def _within(
     outcomes: dict[str, list[Outcome]] = {}
     for who, (low, high) in bands.items():
         inside = [side[end] for side, end in ((above, low), (under, high)) if end in side]
-        outside = [side[end] for side, end in ((under, low), (above, high)) if end in side]
         expected = _say_range(expectations[who], claim)
+        beyond = [
+            (side[end], f"{_beyond(claim, side is above, low + high > 0)} {expected}")
+            for side, end in ((under, low), (above, high))
+            if end in side
+        ]
         found = [Outcome(Kind.REPRODUCED, inside, f"{expected} within the tolerance")]
         if directed and not low <= 0 <= high:
             right, wrong = (above[0.0], under[0.0]) if low > 0 else (under[0.0], above[0.0])
-            found += [Outcome(Kind.DIRECTION, [right, each], f"not {expected}") for each in outside]
+            found += [Outcome(Kind.DIRECTION, [right, each], why) for each, why in beyond]
             found += [Outcome(Kind.DIRECTION, [right], f"the size is not settled; expected {expected}")]
-            found += [Outcome(Kind.CONTRADICTED, [wrong], "the other way round")]
-        found += [Outcome(Kind.CONTRADICTED, [each], f"not {expected}") for each in outside]
+            found += [Outcome(Kind.CONTRADICTED, [wrong], f"the other way round; expected {expected}")]
+        found += [Outcome(Kind.CONTRADICTED, [each], why) for each, why in beyond]
         outcomes[who] = found
     return Test(claim, [effect], sides, outcomes)
 
@@ -399,6 +403,13 @@ def _where_back(steps: Sequence[Sequence[float]], turn: int, rows: Sequence[str]
 def _say_range(expected: tuple[spec.Amount, spec.Amount], claim: spec.AnyClaim) -> str:
     low, high = (f"{each.value:.4g}" if isinstance(claim, spec.Value) else str(each) for each in expected)
     return low if low == high else f"{low} to {high}"
+
+
+def _beyond(claim: spec.AnyClaim, above: bool, positive: bool) -> str:
+    """On which side of what is expected, in words."""
+    if isinstance(claim, spec.Value):
+        return "above" if above else "below"
+    return "a larger change than" if above == positive else "a smaller change than"
 
 
 def _mean(values: Values, row: str) -> float:

@@ -120,7 +120,7 @@ def diffusion(folder: Path, seeds: int, diverged: tuple[int, ...] = ()) -> dict[
 
 
 def _earlier(at_end: Mapping[str, Mapping[str, float]], average: str, share: float, rng: np.random.Generator) -> dict[str, float]:
-    lag = 1 + 6 * math.exp(-5 * share * (0.6 if AVERAGES[average] > 400 else 1))
+    lag = 1 + 6 * (1 - share) * math.exp(-4 * share * (0.6 if AVERAGES[average] > 400 else 1))
     bump = math.exp(rng.normal(0, 0.25)) if average == RAW else 1
     return {"fid": at_end[average]["fid"] * lag * bump, "is": at_end[average]["is"] * (1 - 0.2 * (lag - 1) / 6)}
 
