@@ -10,7 +10,7 @@ from emabench.config import Config
 from emabench.errors import DONE, UserError
 from emabench.tables import spec
 from emabench.tables.gather import Runs, read_run
-from emabench.tables.judge import Judged, judge
+from emabench.tables.judge import judge
 
 USAGE = "emabench table NAME [seeds=N] [jobs=N] [--dry-run] [overrides]"
 

@@ -26,7 +26,7 @@ from emabench.paths import cache_dir
 from emabench.runs.directory import RunDirectory
 from emabench.runs.history import History
 from emabench.runs.result import RAW, Result, Row, Status, measured
-from emabench.runs.tracking import tracker
+from emabench.runs.tracking import Tracker, tracker
 from emabench.seeding import seed_default
 from emabench.tasks.base import Context, Task
 from emabench.training import checkpoint, environment
@@ -63,6 +63,14 @@ def run(config: Config) -> Result:
         directory.write_result(result)
         directory.error.unlink(missing_ok=True)
         return result
+
+
+def restored(config: Config, directory: RunDirectory) -> Training:
+    """A run as its latest checkpoint has it. Raises UserError where there is none."""
+    training = Training(config, directory, StopRequest())
+    if not training.step:
+        raise UserError(f"{directory.path}: has no whole checkpoint; train it with `emabench …` first")
+    return training
 
 
 def _failed(config: Config, error: Exception) -> Result:
@@ -124,9 +132,9 @@ class Training:
         self.sums: dict[str, Tensor | float] = {}  # of the scalars since the last history line
         self.summed = 0
         self.seconds = {"train_s": 0.0, "averaging_s": 0.0, "evaluate_s": 0.0}
+        self.history: History
+        self.tracker: Tracker
         self._resume()
-        self.history = History(directory.history, self.step)
-        self.tracker = tracker(config, directory, self.progress.say)
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -158,6 +166,8 @@ class Training:
     def result(self) -> Result:
         """Train to the end, measure every set of weights, and say what was found."""
         result = None
+        self.history = History(self.directory.history, self.step)
+        self.tracker = tracker(self.config, self.directory, self.progress.say)
         try:
             diverged = self._train()
             if diverged:
@@ -264,6 +274,7 @@ class Training:
 
     def _record(self, rows: list[Row]) -> None:
         if self.step not in self.history.measured:
+            self.history.measured.add(self.step)
             self.history.add(step=self.step, eval={row.average: dict(row.metrics) for row in rows})
             self.tracker.measure(self.step, rows)
 
@@ -275,7 +286,7 @@ class Training:
                 raise self._interrupted()
             self.progress.phase(f"step {self.step}/{self.config.steps}  measuring {name}")
             began = time.perf_counter()
-            with self._in_place(name):
+            with self.in_place(name):
                 rows.append(measured(name, profile, self.task.evaluate()))
                 if artifacts:
                     folder = self.directory.artifacts / name
@@ -285,7 +296,7 @@ class Training:
         return rows
 
     @contextmanager
-    def _in_place(self, name: str) -> Iterator[None]:
+    def in_place(self, name: str) -> Iterator[None]:
         """The weights of one average in the model, its batch-norm statistics seen to, in eval mode."""
         with self.averager.applied(name) if name != RAW else nullcontext(), torch.no_grad():
             seed_default(self.config.seed, "evaluate", 0, self.device)

@@ -1,0 +1,28 @@
+"""measure a trained run's weights again"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emabench.runs.named import named_run
+from emabench.errors import DONE, UserError
+
+
+def main(words: Sequence[str]) -> int:
+    """`emabench evaluate RUN`: measure every set of weights of the last checkpoint and write `result.json`."""
+    config, directory, _ = named_run("evaluate", words, {})
+
+    from emabench.report import terminal
+    from emabench.training.run import restored
+
+    with directory.locked():
+        training = restored(config, directory)
+        if training.step < config.steps:
+            raise UserError(
+                f"{directory.path}: training stopped at step {training.step} of {config.steps}; "
+                "the command that began it goes on from there"
+            )
+        result = training.result()
+        directory.write_result(result)
+    terminal.show_run(result)
+    return DONE

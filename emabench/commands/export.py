@@ -1,0 +1,31 @@
+"""save averaged weights of a run in the field's own format"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from emabench.runs.named import named_run
+from emabench.errors import DONE, UserError, nearest
+
+
+def main(words: Sequence[str]) -> int:
+    """`emabench export RUN [average=NAME] [to=DIR]`: a diffusers pipeline for ddpm, a state_dict elsewhere."""
+    config, directory, options = named_run("export", words, {"average": "raw", "to": ""})
+
+    from emabench.training.run import restored
+
+    training = restored(config, directory)
+    average = options["average"]
+    names = ["raw", *training.averager.names]
+    if average not in names:
+        raise UserError(f"average={average}: the run has none of that name{nearest(average, names)}")
+    to = Path(options["to"] or directory.path / "export" / average)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"to={to}: cannot be made ({error.strerror}); name another folder") from error
+    with training.in_place(average):
+        training.task.export(to)
+    print(f"{average} after {training.step} steps: {to}")
+    return DONE
