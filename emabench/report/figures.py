@@ -52,20 +52,25 @@ def changes(judged: Judged, metric: str) -> str | None:
     )
     for i, (row, mine, said, elsewhere) in enumerate(rows):
         figure.text(left - 10, figure.at_y(i) + 4, row.spec.label, anchor="end", kind="row")
-        if elsewhere:
-            low, high = 100 * min(elsewhere), 100 * max(elsewhere)
-            tip = f"published: {say.changes(elsewhere)}"
-            figure.bar(low, high, i + 0.26, "published", tip)
-            for value in elsewhere:
-                figure.dot(100 * value, i + 0.26, "published", tip, radius=3.5)
-        if said is not None:
-            figure.diamond(100 * said, i, "article", f"article: {say.change(said)}")
+        lanes = iter(_lanes(i, sum((bool(mine), said is not None, bool(elsewhere)))))
         if mine:
-            tip = f"measured: {say.percent(mine)}, n = {mine.n}"
+            lane, tip = next(lanes), f"measured: {say.percent(mine)}, n = {mine.n}"
             if mine.low is not None and mine.high is not None:
-                figure.bar(100 * mine.low, 100 * mine.high, i - 0.26, "measured", tip)
-            figure.dot(100 * mine.mean, i - 0.26, "measured", tip)
+                figure.bar(100 * mine.low, 100 * mine.high, lane, "measured", tip)
+            figure.dot(100 * mine.mean, lane, "measured", tip)
+        if said is not None:
+            figure.diamond(100 * said, next(lanes), "article", f"article: {say.change(said)}")
+        if elsewhere:
+            lane, tip = next(lanes), f"published: {say.changes(elsewhere)}"
+            figure.bar(100 * min(elsewhere), 100 * max(elsewhere), lane, "published", tip)
+            for value in elsewhere:
+                figure.dot(100 * value, lane, "published", tip, radius=3.5)
     return figure.svg(f"Relative change of {about.label} by row: measured, in the article, and published")
+
+
+def _lanes(row: int, count: int) -> list[float]:
+    """Where in a row so many marks go, one above the other."""
+    return [row + 0.26 * (i - (count - 1) / 2) for i in range(count)]
 
 
 def against_window(judged: Judged, arm: str, metric: str) -> tuple[str, WindowCurve] | None:
@@ -78,7 +83,7 @@ def against_window(judged: Judged, arm: str, metric: str) -> tuple[str, WindowCu
     raw = [curve.raw.mean] if curve.raw else []
     y = Axis.around(seen + raw, log=_spans(seen + raw), margin=0.1)
     figure = Figure(Axis.around([point.window for point in curve.points], log=True), y)
-    figure.axes("averaging window, steps", f"{about.label} {'↓' if about.better == 'lower' else '↑'}")
+    figure.axes("averaging window, steps", f"{about.label} {say.arrow(about.better)}")
     _row_names(figure, curve)
     if curve.raw:
         figure.level(curve.raw.mean, "raw")
@@ -143,7 +148,7 @@ def learning(judged: Judged, arm: str, metric: str) -> tuple[str, list[tuple[str
     late = [e.mean for track in found for step, e in track.points if step >= last / 10]
     y = Axis.around(late, log=_spans(late), margin=0.08)
     figure = Figure(Axis(0, last * 1.02), y)
-    figure.axes("training steps", f"{about.label} {'↓' if about.better == 'lower' else '↑'}")
+    figure.axes("training steps", f"{about.label} {say.arrow(about.better)}")
     legend = []
     for i, track in enumerate(found):
         kind = "raw" if track.average == RAW else f"s{i}"

@@ -79,6 +79,16 @@ def reported(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
+def arrow(better: str) -> str:
+    """Which way a metric is better."""
+    return "↓" if better == "lower" else "↑"
+
+
+def with_change(value: str, change: str, gap: str = " ") -> str:
+    """A number with the change that it amounts to."""
+    return f"{value}{gap}({change})" if value and change else value
+
+
 def change(value: float | None) -> str:
     """A single relative change."""
     return "" if value is None else f"{_single(value)}%"

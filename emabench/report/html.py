@@ -96,10 +96,10 @@ class _Section:
             curve = curves.window_curve(self.judged, arm, metric)
             if not curve or not curve.raw:
                 continue
-            where = f"{arm}: " if len(self.table.arms) > 1 else ""
+            where = f"{arm.capitalize()}: " if len(self.table.arms) > 1 else ""
             label = self.table.metrics[metric].label
             if curve.best is None:
-                yield f"{where}no average beats the raw weights ({label} {say.measured(curve.raw)})."
+                yield f"{where}{'no' if where else 'No'} average beats the raw weights ({label} {say.measured(curve.raw)})."
                 continue
             best = curve.best
             change = f" against {say.measured(curve.raw)} of the raw weights"
@@ -118,10 +118,12 @@ class _Section:
             yield {
                 "key": metric,
                 "label": about.label,
-                "arrow": "↓" if about.better == "lower" else "↑",
+                "arrow": say.arrow(about.better),
                 "rows": rows,
                 "said": said,
-                "why_not": self.judged.comparable(metric) if self.run and said else "",
+                "why_not": self.judged.comparable(metric)
+                if self.run and said and self.judged.scale == "paper"
+                else "",
                 "with": self.judged.measured_with.get(metric, ""),
                 "changes": _markup(figures.changes(self.judged, metric)) if self.run else None,
             }

@@ -71,7 +71,7 @@ def show_run(
     grid = _grid()
     grid.add_column("weights", no_wrap=True)
     for name in result.metrics:
-        grid.add_column(f"{name}{_arrow(result.metrics[name])}", justify="right", no_wrap=True)
+        grid.add_column(f"{name} {say.arrow(result.metrics[name])}", justify="right", no_wrap=True)
     main = next(iter(result.metrics), None)
     grid.add_column(f"{main} to raw", justify="right", no_wrap=True)
     for title in ("window", "half-life", "of run", "on start"):
@@ -123,7 +123,7 @@ def show_comparison(comparison: Comparison, console: Console | None = None) -> N
             listed = "; ".join(comparison.unlike[metric])
             console.print(f" {metric}: [bold]not comparable[/], measured with {listed}", highlight=False)
             continue
-        grid = _grid(title=f"{metric}{_arrow(way)}")
+        grid = _grid(title=f"{metric} {say.arrow(way)}")
         grid.add_column("weights", no_wrap=True)
         for name in names:
             grid.add_column(name, justify="right")
@@ -140,7 +140,7 @@ def show_comparison(comparison: Comparison, console: Console | None = None) -> N
 def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
     table = judged.table
     about = table.metrics[metric]
-    grid = _grid(title=f"{about.label}{_arrow(about.better)}")
+    grid = _grid(title=f"{about.label} {say.arrow(about.better)}")
     grid.add_column("row")
     if not narrow:
         grid.add_column("weights", style="dim", no_wrap=True)
@@ -153,12 +153,15 @@ def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
         reported = row.spec.reported.get(metric)
         numbers = [n for n in row.spec.published if n.metric == metric]
         change = say.change_of(cell)
+        gap = "\n" if narrow else " "
         values = [
             say.measured(cell.mean),
             say.share(len(cell.values), row.planned),
             change.replace(" [", "\n[") if narrow else change,
-            _two(say.reported(reported), say.change(table.reported_change(row.key, metric)), narrow),
-            _two(say.published(numbers), say.changes(table.published_change(row.key, metric)), narrow),
+            say.with_change(say.reported(reported), say.change(table.reported_change(row.key, metric)), gap),
+            say.with_change(
+                say.published(numbers), say.changes(table.published_change(row.key, metric)), gap
+            ),
         ]
         grid.add_row(row.spec.label, *(() if narrow else (row.average,)), *values)
     return grid
@@ -215,7 +218,7 @@ def _said(table: spec.Table) -> Grid:
     grid.add_column("row", no_wrap=True)
     metrics = [m for m in table.metrics if any(m in row.reported for row in table.rows.values())]
     for metric in metrics:
-        label = f"{table.metrics[metric].label}{_arrow(table.metrics[metric].better)}"
+        label = f"{table.metrics[metric].label} {say.arrow(table.metrics[metric].better)}"
         grid.add_column(f"{label} article", justify="right")
         grid.add_column("published", justify="right")
     for key, row in table.rows.items():
@@ -225,13 +228,15 @@ def _said(table: spec.Table) -> Grid:
         for metric in metrics:
             reported = row.reported.get(metric)
             cells.append(
-                _two(
+                say.with_change(
                     "" if reported is None else f"{reported:g}",
                     say.change(table.reported_change(key, metric)),
                 )
             )
             numbers = [n for n in row.published if n.metric == metric]
-            cells.append(_two(say.published(numbers), say.changes(table.published_change(key, metric))))
+            cells.append(
+                say.with_change(say.published(numbers), say.changes(table.published_change(key, metric)))
+            )
         grid.add_row(row.label, *cells)
     return grid
 
@@ -255,17 +260,8 @@ def _console() -> Console:
     return console
 
 
-def _two(value: str, change: str, narrow: bool = False) -> str:
-    gap = "\n" if narrow else " "
-    return f"{value}{gap}({change})" if value and change else value
-
-
 def _s(count: int) -> str:
     return "" if count == 1 else "s"
-
-
-def _arrow(better: str) -> str:
-    return " ↓" if better == "lower" else " ↑"
 
 
 def _with_reason(value: float | None) -> str:

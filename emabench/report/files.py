@@ -1,0 +1,169 @@
+"""The same table as Markdown, LaTeX and CSV, for other documents."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from emabench.report import format as say
+from emabench.runs.files import write_text
+from emabench.tables.judge import Judged, Row
+from emabench.tables.statistics import Estimate
+
+CSV_COLUMNS = (
+    "table", "section", "scale", "row", "arm", "average", "window", "metric", "better", "measured_with",
+    "mean", "low", "high", "n", "planned", "diverged", "failed",
+    "against", "difference", "difference_low", "difference_high", "relative", "relative_low", "relative_high",
+    "article", "published", "sources",
+)  # fmt: skip
+TEX = {
+    "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "β": r"$\beta$", "−": r"$-$", "±": r"$\pm$",
+    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "…": r"\ldots{}", "–": "--", "§": r"\S", "✓": r"$\checkmark$",
+    "◐": r"$\circ$", "✗": r"$\times$", "≠": r"$\neq$", "·": r"$\cdot$", "κ": r"$\kappa$", "“": "``", "”": "''",
+    "’": "'",
+}  # fmt: skip
+
+
+def write(judged: Judged, folder: Path) -> list[Path]:
+    """Write `<table>.md`, `.tex` and `.csv`; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for ending, text in (("md", markdown(judged)), ("tex", latex(judged)), ("csv", as_csv(judged))):
+        path = folder / f"{judged.table.name}.{ending}"
+        write_text(path, text)
+        written.append(path)
+    return written
+
+
+def markdown(judged: Judged) -> str:
+    """Numbers and verdicts as Markdown."""
+    table = judged.table
+    lines = [f"## {table.title} (§{table.section})", "", table.question, ""]
+    lines += [
+        f"Scale {judged.scale}, {judged.seeds} seeds, {len(judged.all_runs)} runs. {_caption(judged)}",
+        "",
+    ]
+    for metric, about in table.metrics.items():
+        lines += [
+            _pipe(
+                [
+                    f"{about.label} {say.arrow(about.better)}",
+                    "weights",
+                    "measured",
+                    "n",
+                    "change",
+                    "article",
+                    "published",
+                ]
+            )
+        ]
+        lines += ["|---|---|--:|--:|--:|--:|--:|"]
+        lines += [_pipe(_cells(judged, row, metric)) for row in judged.rows.values()]
+        lines += [""]
+    lines += ["| claim | measured | article | literature |", "|---|---|---|---|"]
+    for ruling in judged.rulings:
+        said = []
+        for who in ("article", "literature"):
+            found = ruling.verdicts.get(who)
+            why = say.reason_for(ruling, found) if found else ""
+            said.append(f"{say.verdict(found)}{f' ({why})' if why else ''}" if found else "")
+        lines += [_pipe([ruling.claim.text, "; ".join(map(say.effect, ruling.effects)), *said])]
+    lines += ["", *(f"- {problem}." for problem in judged.problems)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def latex(judged: Judged) -> str:
+    """The main numbers as a LaTeX table (packages: booktabs, amssymb)."""
+    table = judged.table
+    lines = [
+        "% needs \\usepackage{booktabs,amssymb}",
+        "\\begin{table}",
+        "\\centering",
+        "\\begin{tabular}{llrrrrr}",
+        "\\toprule",
+    ]
+    for i, (metric, about) in enumerate(table.metrics.items()):
+        title = f"{about.label} {say.arrow(about.better)}"
+        lines += ["\\midrule"] if i else []
+        lines += [
+            _ampersand([title, "weights", "measured", "n", "change", "article", "published"]),
+            "\\midrule",
+        ]
+        lines += [_ampersand(_cells(judged, row, metric)) for row in judged.rows.values()]
+    caption = f"{table.title}, §{table.section}. Scale {judged.scale}. {_caption(judged)}"
+    lines += [
+        "\\bottomrule",
+        "\\end{tabular}",
+        f"\\caption{{{_tex(caption)}}}",
+        f"\\label{{tab:{table.name}}}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(judged: Judged) -> str:
+    """One line a row and metric, unrounded."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows(_lines(judged))
+    return out.getvalue()
+
+
+def _lines(judged: Judged) -> Iterator[list[object]]:
+    table = judged.table
+    for key, row in judged.rows.items():
+        for metric, about in table.metrics.items():
+            cell = row.cells[metric]
+            published = [n for n in row.spec.published if n.metric == metric]
+            yield [
+                table.name, table.section, judged.scale, row.spec.label, row.spec.arm, row.average, row.window,
+                metric, about.better, judged.measured_with.get(metric, ""),
+                *_ends(cell.mean), len(cell.values), row.planned, row.diverged, row.failed,
+                table.rows[row.against].label if row.against else "", *_ends(cell.change), *_ends(cell.relative),
+                judged.table.rows[key].reported.get(metric),
+                "; ".join(f"{n.value:g}" for n in published),
+                "; ".join(table.sources[n.source].text for n in published),
+            ]  # fmt: skip
+
+
+def _cells(judged: Judged, row: Row, metric: str) -> list[str]:
+    table, cell = judged.table, row.cells[metric]
+    published = [n for n in row.spec.published if n.metric == metric]
+    return [
+        row.spec.label,
+        row.average,
+        say.measured(cell.mean),
+        say.share(len(cell.values), row.planned),
+        say.change_of(cell),
+        say.with_change(
+            say.reported(row.spec.reported.get(metric)), say.change(table.reported_change(row.key, metric))
+        ),
+        say.with_change(say.published(published), say.changes(table.published_change(row.key, metric))),
+    ]
+
+
+def _caption(judged: Judged) -> str:
+    text = "± and [ ] are 95 % intervals over seeds; changes are paired by seed and relative to the row without averaging."
+    if judged.scale != "paper":
+        text += " Values are not comparable with the article's at this scale; changes are."
+    return text
+
+
+def _ends(found: Estimate | None) -> list[float | None]:
+    return [found.mean, found.low, found.high] if found else [None, None, None]
+
+
+def _pipe(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _ampersand(cells: Sequence[str]) -> str:
+    return " & ".join(_tex(cell) for cell in cells) + r" \\"
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(letter, letter) for letter in text)
