@@ -32,10 +32,15 @@ def write(judged: Judged, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for ending, text in (("md", markdown(judged)), ("tex", latex(judged)), ("csv", as_csv(judged))):
-        path = folder / f"{judged.table.name}.{ending}"
+        path = folder / f"{stem(judged)}.{ending}"
         write_text(path, text)
         written.append(path)
     return written
+
+
+def stem(judged: Judged) -> str:
+    """The name of a table's files: those of different scales lie side by side."""
+    return judged.table.name if judged.scale == "small" else f"{judged.table.name}-{judged.scale}"
 
 
 def markdown(judged: Judged) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import shlex
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import yaml
 from markupsafe import Markup
 
 import emabench
-from emabench.report import figures
+from emabench.report import figures, files
 from emabench.report import format as say
 from emabench.runs.files import write_text
 from emabench.runs.result import RAW
@@ -28,15 +29,34 @@ from emabench.tables.gather import Run
 from emabench.tables.judge import Judged, Row, Ruling
 from emabench.tables.statistics import FEWEST, bootstrap
 
+FOLDER = "report"  # below the results directory
 PICTURE_LIMIT = 400_000  # bytes of one picture: larger ones are named, not embedded
 
 
-def write(
-    path: Path, judged: Sequence[Judged], others: Sequence[Run] = (), unreadable: Sequence[str] = ()
+def write_table(judged: Judged, results_dir: Path) -> Path:
+    """Write one table's page below a results directory, its numbers in other formats beside it; returns the page."""
+    folder = results_dir / FOLDER
+    files.write(judged, folder)
+    return _write(folder / f"{files.stem(judged)}.html", page([judged]))
+
+
+def write_report(
+    judged: Sequence[Judged], results_dir: Path, others: Sequence[Run] = (), unreadable: Sequence[str] = ()
 ) -> Path:
-    """Write the page of these tables. `others` are runs of no table, `unreadable` what could not be read, in words."""
+    """Write the page over all tables below a results directory, and each table's numbers; returns the page.
+
+    `others` are runs of no table, `unreadable` says what could not be read.
+    """
+    folder = results_dir / FOLDER
+    for each in judged:
+        if each.all_runs:
+            files.write(each, folder)
+    return _write(folder / "index.html", page(judged, others, unreadable))
+
+
+def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page(judged, others, unreadable))
+    write_text(path, text)
     return path
 
 
@@ -246,13 +266,15 @@ class _Section:
         """By arm, the command that trains one of its runs."""
         for arm in self.table.arms:
             words = self.table.words(arm, self.judged.scale)
-            yield arm, " ".join(["emabench", *(_quoted(word) for word in words), "seed=0"])
+            yield arm, shlex.join(["emabench", *words, *self.judged.overrides, "seed=0"])
 
     def command(self) -> str:
         seeds = max((len(by_seed) for by_seed in self.judged.runs.values()), default=0)
         seeds = seeds or self.table.seed_count(self.judged.scale)
-        scale = "" if self.judged.scale == "small" else f" scale={self.judged.scale}"
-        return f"emabench table {self.table.name} seeds={seeds}{scale}"
+        words = [f"seeds={seeds}", *self.judged.overrides]
+        if self.judged.scale != "small" and f"scale={self.judged.scale}" not in words:
+            words.insert(1, f"scale={self.judged.scale}")
+        return " ".join(["emabench table", self.table.name, *map(shlex.quote, words)])
 
     def sources(self) -> Iterator[tuple[str, spec.Source]]:
         """The sources that are referred to, once each."""
@@ -324,10 +346,6 @@ def _embedded(run: Run, average: str) -> dict[str, Any] | None:
 
 def _and(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _quoted(word: str) -> str:
-    return f"'{word}'" if set(word) & set("[]{} ") else word
 
 
 def _markup(svg: str | None) -> Markup | None:

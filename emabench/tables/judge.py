@@ -67,6 +67,7 @@ class Judged:
     measured_with: Mapping[str, str]
     problems: Sequence[str]  # what a reader has to know of these runs
     claims_judged: int
+    overrides: Sequence[str] = ()  # the user's, beyond what the table sets
 
     @cached_property
     def all_runs(self) -> list[Run]:
@@ -106,13 +107,16 @@ class Judged:
         return ""
 
 
-def judge(table: spec.Table, scale: str, runs: Runs) -> Judged:
-    """Measure every row of the table on these runs and judge every claim."""
+def judge(table: spec.Table, scale: str, runs: Runs, overrides: Sequence[str] = ()) -> Judged:
+    """Measure every row of the table on these runs and judge every claim.
+
+    `overrides` are what the user set beyond the table: the page says them in the command to run it again.
+    """
     spec.check_scale(scale)
     measured_with, mixed = _measured_with(table, runs)
     rows = {key: _row(table, key, scale, runs, set(mixed)) for key in table.rows}
     problems = [*mixed.values(), *_problems(table, scale, runs)]
-    judged = Judged(table, scale, runs, rows, (), measured_with, problems, 0)
+    judged = Judged(table, scale, runs, rows, (), measured_with, problems, 0, overrides)
     tests = [_test(judged, claim, mixed) for claim in table.claims]
     sides = [side for test in tests for side in test.sides]
     shown, level = holm(sides), ALPHA / max(1, len(sides))
