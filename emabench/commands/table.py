@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from emabench.compose import configuration
@@ -22,15 +22,15 @@ def main(words: Sequence[str]) -> int:
     scale = next((word[6:] for word in overrides if word.startswith("scale=")), "small")
     spec.check_scale(scale)
     seeds = options["seeds"] or table.seed_count(scale)
-    plan = _plan(table, scale, seeds, overrides)
-    configs = [config for by_seed in plan.values() for config in by_seed.values()]
+    planned = plan(table, scale, range(seeds), overrides)
+    configs = [config for by_seed in planned.values() for config in by_seed.values()]
     if options["dry_run"]:
-        return _show_plan(plan)
+        return _show_plan(planned)
 
     from emabench.launch.local import default_jobs, run_missing
 
     run_missing(configs, options["jobs"] or default_jobs(configs))
-    judged = judge(table, scale, gathered(plan))
+    judged = judge(table, scale, gathered(planned))
 
     from emabench.report import html, terminal
 
@@ -40,24 +40,26 @@ def main(words: Sequence[str]) -> int:
     return DONE
 
 
-def gathered(plan: dict[str, dict[int, Config]]) -> Runs:
-    """The plan's runs as they lie on disk."""
-    return {
-        arm: {seed: read_run(config.directory()) for seed, config in by_seed.items()}
-        for arm, by_seed in plan.items()
-    }
+Plan = dict[str, dict[int, Config]]  # by arm, by seed: the run's configuration
 
 
-def _plan(
-    table: spec.Table, scale: str, seeds: int, overrides: Sequence[str]
-) -> dict[str, dict[int, Config]]:
-    """By arm, by seed: the run's configuration. The user's words come last and win."""
+def plan(table: spec.Table, scale: str, seeds: Iterable[int], overrides: Sequence[str]) -> Plan:
+    """The runs that a table needs. The user's words come last and win."""
+    seeds = list(seeds)
     return {
         arm: {
             seed: configuration([*table.words(arm, scale), f"group={table.name}", f"seed={seed}", *overrides])
-            for seed in range(seeds)
+            for seed in seeds
         }
         for arm in table.arms
+    }
+
+
+def gathered(planned: Plan) -> Runs:
+    """The planned runs as they lie on disk."""
+    return {
+        arm: {seed: read_run(config.directory()) for seed, config in by_seed.items()}
+        for arm, by_seed in planned.items()
     }
 
 
@@ -85,8 +87,8 @@ def _read(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
     return words[0], options, overrides
 
 
-def _show_plan(plan: dict[str, dict[int, Config]]) -> int:
-    for arm, by_seed in plan.items():
+def _show_plan(planned: Plan) -> int:
+    for arm, by_seed in planned.items():
         for seed, config in by_seed.items():
             there = read_run(config.directory())
             print(f"{arm:<16} seed {seed}  {config.directory()}  {there.result.status if there else 'to do'}")
