@@ -109,6 +109,10 @@ class _Section:
         """Those that this scale can speak of."""
         return [ruling for ruling in self.judged.rulings if ruling not in self.judged.of_paper_scale_alone]
 
+    def says_anything(self) -> bool:
+        """Are there numbers of others to compare with?"""
+        return any(map(self.table.says, self.table.metrics))
+
     def findings(self) -> Iterator[str]:
         """By arm, the best average of the main metric in a sentence."""
         metric = next(iter(self.table.metrics))
@@ -134,7 +138,7 @@ class _Section:
         """The numbers of each metric: measured, reported, published."""
         for metric, about in self.table.metrics.items():
             rows = [self._row(row, metric) for row in self.judged.rows.values()]
-            said = any(row["reported"] or row["published"] for row in rows)
+            said = self.table.says(metric)
             yield {
                 "key": metric,
                 "label": about.label,

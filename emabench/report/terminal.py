@@ -146,7 +146,8 @@ def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
         grid.add_column("weights", style="dim", no_wrap=True)
     for title in ("measured", "n", "change"):
         grid.add_column(title, justify="right", no_wrap=True)
-    for title in ("article", "published"):
+    said = judged.table.says(metric)
+    for title in ("article", "published") if said else ():
         grid.add_column(title, justify="right", no_wrap=narrow)
     for row in judged.rows.values():
         cell = row.cells[metric]
@@ -158,12 +159,15 @@ def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
             say.measured(cell.mean),
             say.share(len(cell.values), row.planned),
             change.replace(" [", "\n[") if narrow else change,
+        ]
+        numbers_said = [
             say.with_change(say.reported(reported), say.change(table.reported_change(row.key, metric)), gap),
             say.with_change(
                 say.published(numbers), say.changes(table.published_change(row.key, metric)), gap
             ),
         ]
-        grid.add_row(row.spec.label, *(() if narrow else (row.average,)), *values)
+        weights = [] if narrow else [row.average]
+        grid.add_row(row.spec.label, *weights, *values, *(numbers_said if said else []))
     return grid
 
 

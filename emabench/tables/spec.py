@@ -32,7 +32,7 @@ class Amount:
     relative: bool
 
     def __str__(self) -> str:
-        return (f"{100 * self.value:+.3g}%" if self.relative else f"{self.value:+.3g}").replace("-", "−")
+        return (f"{100 * self.value:+.4g}%" if self.relative else f"{self.value:+.4g}").replace("-", "−")
 
 
 def _amount(value: Any) -> Any:
@@ -351,6 +351,11 @@ class Table(Section):
         raw = (key for key, other in self.rows.items() if other.arm == mine.arm and other.average == RAW)
         first = next(raw, None)
         return first if first != row else None
+
+    def says(self, metric: str) -> bool:
+        """Is there a reported or published number of this metric?"""
+        rows = self.rows.values()
+        return any(metric in row.reported or any(n.metric == metric for n in row.published) for row in rows)
 
     def published_change(self, row: str, metric: str) -> list[float]:
         """The relative changes over the row compared with, from sources that publish both."""
