@@ -133,7 +133,7 @@ def _row_names(figure: Figure, curve: WindowCurve) -> None:
         half = 3.3 * len(words)
         x = min(max(x, figure.left + half), WIDTH - figure.right - half)
         lane = (lane + 1) % 2 if x - half < last + 4 else 0
-        figure.text(x, figure.top - 2 + 12 * lane, words, kind="name")
+        figure.text(x, figure.top - 3 + 12 * lane, words, kind="name")
         last = x + half
 
 

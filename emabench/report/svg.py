@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 440.0, 280.0
+WIDTH, HEIGHT = 440.0, 284.0
 Point = tuple[float, float]
 
 
@@ -79,7 +79,7 @@ class Figure:
         height: float = HEIGHT,
         left: float = 46,
         right: float = 14,
-        top: float = 26,
+        top: float = 34,
         bottom: float = 38,
     ) -> None:
         self.x, self.y = x, y
@@ -99,7 +99,7 @@ class Figure:
 
     def axes(self, x_title: str, y_title: str, x_label: Callable[[float], str] = label) -> None:
         """Grid lines, tick labels and titles."""
-        floor, roof = self.height - self.bottom, self.top
+        floor = self.height - self.bottom
         for value in self.y.ticks(4):
             y = self.at_y(value)
             self._add(
@@ -114,7 +114,7 @@ class Figure:
             f'<line class="axis" x1="{self.left:.1f}" x2="{WIDTH - self.right:.1f}" y1="{floor:.1f}" y2="{floor:.1f}"/>'
         )
         self.text(WIDTH - self.right, floor + 33, x_title, anchor="end", kind="title")
-        self.text(2, roof - 12, y_title, anchor="start", kind="title")
+        self.text(2, 12, y_title, anchor="start", kind="title")
 
     def line(self, points: Sequence[Point], kind: str) -> None:
         self._add(f'<path class="line {kind}" d="M{self._path(points)}"/>')

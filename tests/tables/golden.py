@@ -19,7 +19,14 @@ from emabench.tables.gather import Run, read_run
 Truth = Callable[[int, float], float]
 """Seed and window (1 for raw) to the true value of a metric."""
 
-AVERAGES = {RAW: 1.0, "ema_0.9": 10.0, "ema_0.99": 100.0, "ema_0.995": 200.0, "ema_0.998": 500.0, "ema_0.999": 1000.0}
+AVERAGES = {
+    RAW: 1.0,
+    "ema_0.9": 10.0,
+    "ema_0.99": 100.0,
+    "ema_0.995": 200.0,
+    "ema_0.998": 500.0,
+    "ema_0.999": 1000.0,
+}
 
 
 def result(
@@ -63,12 +70,19 @@ def result(
         measured_with=dict(measured_with or {}),
         references=dict(references or {}),
         timing={"train_s": 61.2, "averaging_s": 1.1, "evaluate_s": 9.4},
-        environment={"commit": "abc123def456", "command": "emabench task=ddpm", "device": "cpu: x86_64", "torch": "2.11.0"},
+        environment={
+            "commit": "abc123def456",
+            "command": "emabench task=ddpm",
+            "device": "cpu: x86_64",
+            "torch": "2.11.0",
+        },
         reason="loss was not finite" if status == "diverged" else None,
     )
 
 
-def write(folder: Path, found: Result, config: Mapping[str, Any], history: list[dict[str, Any]], pictures: bool) -> Run:
+def write(
+    folder: Path, found: Result, config: Mapping[str, Any], history: list[dict[str, Any]], pictures: bool
+) -> Run:
     """The run's directory as the trainer leaves it."""
     path = folder / found.task / found.run_id
     path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +102,14 @@ def write(folder: Path, found: Result, config: Mapping[str, Any], history: list[
 def diffusion(folder: Path, seeds: int, diverged: tuple[int, ...] = ()) -> dict[str, dict[int, Run | None]]:
     """Runs of `ddpm_cifar10` in which FID falls to window 500 and rises again, and IS gains a little."""
     fid = {RAW: 12.0, "ema_0.9": 4.9, "ema_0.99": 3.9, "ema_0.995": 3.7, "ema_0.998": 3.5, "ema_0.999": 3.6}
-    score = {RAW: 7.6, "ema_0.9": 7.7, "ema_0.99": 7.8, "ema_0.995": 7.82, "ema_0.998": 7.85, "ema_0.999": 7.84}
+    score = {
+        RAW: 7.6,
+        "ema_0.9": 7.7,
+        "ema_0.99": 7.8,
+        "ema_0.995": 7.82,
+        "ema_0.998": 7.85,
+        "ema_0.999": 7.84,
+    }
     runs: dict[int, Run | None] = {}
     for seed in range(seeds):
         rng = np.random.default_rng([1, seed])
@@ -102,32 +123,65 @@ def diffusion(folder: Path, seeds: int, diverged: tuple[int, ...] = ()) -> dict[
             }
         history: list[dict[str, Any]] = []
         for step in range(100, 5001, 100):
-            history.append({"step": step, "wall": step / 80, "loss": 0.4 * math.exp(-step / 900) + 0.1 + rng.normal(0, 0.01), "lr": 2e-3})
+            history.append(
+                {
+                    "step": step,
+                    "wall": step / 80,
+                    "loss": 0.4 * math.exp(-step / 900) + 0.1 + rng.normal(0, 0.01),
+                    "lr": 2e-3,
+                }
+            )
             if step % 500 == 0 and step < 5000:
-                history.append({"step": step, "eval": {a: _earlier(at_end, a, step / 5000, rng) for a in AVERAGES}})
+                history.append(
+                    {"step": step, "eval": {a: _earlier(at_end, a, step / 5000, rng) for a in AVERAGES}}
+                )
         found = result(
             at_end,
             {"fid": "lower", "is": "higher"},
             seed=seed,
             status="diverged" if seed in diverged else "finished",
-            measured_with={"fid": "features of a digits classifier, 5000 samples", "is": "features of a digits classifier, 5000 samples"},
+            measured_with={
+                "fid": "features of a digits classifier, 5000 samples",
+                "is": "features of a digits classifier, 5000 samples",
+            },
             references={"is_real": 9.96, "fid_real_halves": 0.98},
             run_id=f"small-seed{seed}-0a1b2c3d4e",
         )
-        config = {"task": {"name": "ddpm", "data": "digits"}, "scale": "small", "seed": seed, "steps": 5000, "schedule": {"name": "constant"}, "optimizer": {"name": "adam", "lr": 0.002}, "results_dir": "results"}
+        config = {
+            "task": {"name": "ddpm", "data": "digits"},
+            "scale": "small",
+            "seed": seed,
+            "steps": 5000,
+            "schedule": {"name": "constant"},
+            "optimizer": {"name": "adam", "lr": 0.002},
+            "results_dir": "results",
+        }
         runs[seed] = write(folder, found, config, history, pictures=True)
     return {"constant": runs}
 
 
-def _earlier(at_end: Mapping[str, Mapping[str, float]], average: str, share: float, rng: np.random.Generator) -> dict[str, float]:
+def _earlier(
+    at_end: Mapping[str, Mapping[str, float]], average: str, share: float, rng: np.random.Generator
+) -> dict[str, float]:
     lag = 1 + 6 * (1 - share) * math.exp(-4 * share * (0.6 if AVERAGES[average] > 400 else 1))
     bump = math.exp(rng.normal(0, 0.25)) if average == RAW else 1
-    return {"fid": at_end[average]["fid"] * lag * bump, "is": at_end[average]["is"] * (1 - 0.2 * (lag - 1) / 6)}
+    return {
+        "fid": at_end[average]["fid"] * lag * bump,
+        "is": at_end[average]["is"] * (1 - 0.2 * (lag - 1) / 6),
+    }
 
 
 def classifiers(folder: Path, seeds: int) -> dict[str, dict[int, Run | None]]:
     """Runs of `imagenet_resnet50`: nothing to gain where the rate is annealed, 1.7 points at a constant one."""
-    gains = {RAW: 0.0, "ema_0.9": 0.8, "ema_0.99": 1.4, "ema_0.995": 1.6, "ema_0.998": 1.7, "ema_0.999": 1.6, "swa": 1.7}
+    gains = {
+        RAW: 0.0,
+        "ema_0.9": 0.8,
+        "ema_0.99": 1.4,
+        "ema_0.995": 1.6,
+        "ema_0.998": 1.7,
+        "ema_0.999": 1.6,
+        "swa": 1.7,
+    }
     arms: dict[str, dict[int, Run | None]] = {"annealed": {}, "constant": {}}
     for arm, base, share in (("annealed", 89.16, 0.0), ("constant", 87.33, 1.0)):
         for seed in range(seeds):
@@ -135,13 +189,40 @@ def classifiers(folder: Path, seeds: int) -> dict[str, dict[int, Run | None]]:
             common = np.random.default_rng([3, seed]).normal(0, 0.15)
             at_end = {}
             for average, gain in gains.items():
-                top1 = base + common + share * gain + rng.normal(0, 0.04 if share == 0 or average != RAW else 0.2)
-                at_end[average] = {"top1": top1, "top5": 99 + (top1 - 87) / 8, "nll": 0.34 - 0.04 * share * gain / 1.7 + rng.normal(0, 0.002)}
+                top1 = (
+                    base
+                    + common
+                    + share * gain
+                    + rng.normal(0, 0.04 if share == 0 or average != RAW else 0.2)
+                )
+                at_end[average] = {
+                    "top1": top1,
+                    "top5": 99 + (top1 - 87) / 8,
+                    "nll": 0.34 - 0.04 * share * gain / 1.7 + rng.normal(0, 0.002),
+                }
             history = [
-                {"step": s, "eval": {a: {"top1": v["top1"] - 14 * math.exp(-s / 500) - (rng.normal(0.6, 0.3) if a == RAW and share else 0)} for a, v in at_end.items()}}
+                {
+                    "step": s,
+                    "eval": {
+                        a: {
+                            "top1": v["top1"]
+                            - 14 * math.exp(-s / 500)
+                            - (rng.normal(0.6, 0.3) if a == RAW and share else 0)
+                        }
+                        for a, v in at_end.items()
+                    },
+                }
                 for s in range(200, 4000, 200)
             ]
-            history += [{"step": s, "wall": s / 200, "loss": 0.3 + 0.5 * math.exp(-s / 400) + rng.normal(0, 0.01), "lr": 0.1} for s in range(100, 4001, 100)]
+            history += [
+                {
+                    "step": s,
+                    "wall": s / 200,
+                    "loss": 0.3 + 0.5 * math.exp(-s / 400) + rng.normal(0, 0.01),
+                    "lr": 0.1,
+                }
+                for s in range(100, 4001, 100)
+            ]
             found = result(
                 at_end,
                 {"top1": "higher", "top5": "higher", "nll": "lower"},
@@ -151,7 +232,13 @@ def classifiers(folder: Path, seeds: int) -> dict[str, dict[int, Run | None]]:
                 windows={**AVERAGES, "swa": 501.0},
                 run_id=f"small-seed{seed}-{'aa' if arm == 'annealed' else 'cc'}11223344",
             )
-            config = {"task": {"name": "classification", "data": "fashion_mnist"}, "scale": "small", "seed": seed, "steps": 4000, "schedule": {"name": "cosine" if arm == "annealed" else "constant"}}
+            config = {
+                "task": {"name": "classification", "data": "fashion_mnist"},
+                "scale": "small",
+                "seed": seed,
+                "steps": 4000,
+                "schedule": {"name": "cosine" if arm == "annealed" else "constant"},
+            }
             arms[arm][seed] = write(folder, found, config, history, pictures=False)
     return arms
 
@@ -169,4 +256,9 @@ def _png(noise: float, seed: int, side: int = 8, across: int = 8) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", cells, cells, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(raw))
+        + chunk(b"IEND", b"")
+    )
