@@ -5,21 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from emabench.errors import UserError, nearest
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set by name. `places` are tried in order, relative ones below `data_dir`."""
+    """`places` are tried in order, relative ones below `data_dir`; `needs` is what must lie in such a place."""
 
     places: tuple[str, ...]
+    needs: str
     how_to_get: str
     embedded: bool = False  # comes with an installed package
+    download: bool = False  # `emabench data NAME` fetches it
 
 
+CIFAR = "https://www.cs.toronto.edu/~kriz"
 DATASETS: dict[str, Dataset] = {
-    "digits": Dataset((), "comes with scikit-learn", embedded=True),
+    "digits": Dataset((), "", "it comes with scikit-learn", embedded=True),
     "fashion_mnist": Dataset(
         ("fashion-mnist", "FashionMNIST/raw", "/usr/share/datasets/fashion-mnist"),
-        "Debian: apt install dataset-fashion-mnist; elsewhere it is downloaded on first use by name",
+        "train-images-idx3-ubyte.gz",
+        "apt install dataset-fashion-mnist (Debian), or emabench data fashion_mnist downloads it",
+        download=True,
+    ),
+    "cifar10": Dataset(
+        ("cifar-10-batches-py",),
+        "data_batch_1",
+        f"emabench data cifar10 downloads it; or unpack {CIFAR}/cifar-10-python.tar.gz in data_dir",
+        download=True,
+    ),
+    "cifar100": Dataset(
+        ("cifar-100-python",),
+        "train",
+        f"emabench data cifar100 downloads it; or unpack {CIFAR}/cifar-100-python.tar.gz in data_dir",
+        download=True,
+    ),
+    "imagenet": Dataset(
+        ("imagenet", "ImageNet", "ILSVRC2012"),
+        "train",
+        "image-net.org gives ILSVRC2012 to those registered; unpack it as data_dir/imagenet/{train,val}/CLASS/*.JPEG",
     ),
 }
 
@@ -28,8 +52,19 @@ def found(name: str, data_dir: Path) -> str | None:
     """Where a data set lies on this machine, None where it does not. Raises KeyError for an unknown name."""
     dataset = DATASETS[name]
     if dataset.embedded:
-        return "embedded"
+        return "comes with the installation"
     for place in dataset.places:
-        if (data_dir / place).is_dir():
+        if (data_dir / place / dataset.needs).exists():
             return str(data_dir / place)
     return None
+
+
+def located(name: str, data_dir: Path) -> Path:
+    """The folder of a data set that is not embedded. Raises UserError, with the mend, where it is not there."""
+    if name not in DATASETS:
+        raise UserError(f"task.data={name}: there is no such data set{nearest(name, DATASETS)}")
+    place = found(name, data_dir)
+    if place is None:
+        looked = ", ".join(str(data_dir / place) for place in DATASETS[name].places)
+        raise UserError(f"task.data={name}: not found in {looked}\n{DATASETS[name].how_to_get}")
+    return Path(place)

@@ -18,6 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from emabench import seeding
+from emabench.errors import UserError
+
+
+def mistake(key: str, value: object, mend: str) -> UserError:
+    """The user's mistake in an option of the task: what to raise where only the task can see it."""
+    return UserError(f"task.{key}={value}: {mend}")
 
 
 class Direction(StrEnum):

@@ -1,0 +1,113 @@
+"""Image folders (ImageNet's form: SPLIT/CLASS/*.JPEG), decoded in worker processes.
+
+What a step sees depends on (seed, step) alone, whatever the number of workers and wherever training is taken up:
+the worker draws each image's augmentation from a seed that comes with its index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from emabench import seeding
+from emabench.data.batches import Batches
+from emabench.errors import RunFailed, UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in pytorch/examples
+FINISH = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+
+
+def training_view(size: int) -> v2.Compose:
+    """Random crop of 8 to 100 % of the area, and mirroring (pytorch/examples, imagenet)."""
+    return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *FINISH])
+
+
+def evaluation_view(size: int) -> v2.Compose:
+    """The centre of the image at 256/224 of the size asked for."""
+    return v2.Compose([v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size), *FINISH])
+
+
+class Folder(Dataset[tuple[Tensor, int]]):
+    """The images below a folder with a subfolder for each class. Raises UserError where there are none."""
+
+    def __init__(self, path: Path, view: v2.Compose) -> None:
+        try:
+            self.files = ImageFolder(path)
+        except (FileNotFoundError, OSError) as error:
+            raise UserError(
+                f"task.data: {path} is no folder of images ({error}); it should hold one subfolder a class"
+            ) from error
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.files.samples)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = item
+        path, label = self.files.samples[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise RunFailed(f"{path} is not an image ({error}); remove or replace it") from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.view(image), label
+
+
+class TrainingStream:
+    """Batches of a folder by step. Asked for the next step it goes on; asked for another it starts there."""
+
+    def __init__(self, folder: Folder, size: int, seed: int, workers: int) -> None:
+        self.folder, self.seed, self.workers = folder, seed, workers
+        self.batches = Batches(len(folder), size, seed)
+        self._iterator: Iterator[Any] = iter(())
+        self._next = -1
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """images (size, 3, H, W) normalised, labels (size,), on the CPU (pinned where there is a GPU)."""
+        if step != self._next:
+            self._iterator = iter(_loader(self.folder, self._from(step), self.workers))
+        self._next = step + 1
+        images, labels = next(self._iterator)
+        return images, labels
+
+    def _from(self, step: int) -> Iterator[list[tuple[int, int]]]:
+        while True:
+            chosen = self.batches.indices(step).tolist()
+            yield [(i, seeding.derive(self.seed, "view", step * 2**20 + n)) for n, i in enumerate(chosen)]
+            step += 1
+
+
+def in_order(folder: Folder, size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once, `size` at a time."""
+    whole = [(i, 0) for i in range(len(folder))]
+    parts = [whole[at : at + size] for at in range(0, len(whole), size)]
+    yield from _loader(folder, iter(parts), workers)
+
+
+def _loader(folder: Folder, batches: Iterator[list[tuple[int, int]]], workers: int) -> Any:
+    return DataLoader(
+        folder,
+        batch_sampler=_Plan(batches),  # type: ignore[arg-type]
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _Plan:
+    """A DataLoader asks its batch sampler for an iterator; the plan is one already."""
+
+    def __init__(self, batches: Iterator[list[tuple[int, int]]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.batches
