@@ -97,7 +97,7 @@ def in_order(folder: Folder, size: int, workers: int) -> Iterator[tuple[Tensor, 
 def _loader(folder: Folder, batches: Iterator[list[tuple[int, int]]], workers: int) -> Any:
     return DataLoader(
         folder,
-        batch_sampler=_Plan(batches),  # type: ignore[arg-type]
+        batch_sampler=_Plan(batches),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )

@@ -33,8 +33,7 @@ class ImageQuality:
         else:
             net = feature_net(real.images, real.labels, real.classes, cache)
             self.features = f"64 features of a classifier trained on these {len(real)} images"
-            shape = tuple(real.images.shape[1:])
-            self.fid = FrechetInceptionDistance(net, reset_real_features=False, input_img_size=shape)
+            self.fid = FrechetInceptionDistance(net, reset_real_features=False, input_img_size=self._size())
             self.score = InceptionScore(Logits(net), splits=10)
         self.fid = self.fid.to(device)  # torchmetrics sums features in float64
         self.score = self.score.to(device)
@@ -66,14 +65,16 @@ class ImageQuality:
         """FID between two halves of the real images: what no sampler can be expected to beat."""
         order = torch.randperm(len(self.real), generator=seeding.generator(0, "halves"))
         half = len(order) // 2
-        halves = FrechetInceptionDistance(
-            self.fid.inception, input_img_size=tuple(self.real.images.shape[1:])
-        )
+        halves = FrechetInceptionDistance(self.fid.inception, input_img_size=self._size())
         halves = halves.to(self.device)
         for part, real in ((order[:half], True), (order[half : 2 * half], False)):
             for batch in self._batches(self.real.images[part]):
                 halves.update(batch, real=real)
         return max(0.0, float(halves.compute()))
+
+    def _size(self) -> tuple[int, int, int]:
+        channels, height, width = self.real.images.shape[1:]
+        return channels, height, width
 
     def _batches(self, images: Tensor) -> Iterator[Tensor]:
         return (batch.to(self.device) for batch in images.split(BATCH))
