@@ -200,13 +200,17 @@ def _footnotes(judged: Judged) -> list[str]:
     count = judged.claims_judged
     if judged.all_runs:
         lines.append(
-            "± and [ ] are 95 % intervals over seeds; changes are paired by seed, and relative to the raw weights of "
-            f"the same trajectory. {count} claim{_s(count)} judged, with a chance of at most 5 % "
-            "that any verdict of this table is false."
+            "± and [ ] are 95 % intervals over seeds; changes are paired by seed and relative to the row without "
+            f"averaging. {count} claim{_s(count)} judged, with a chance of at most 5 % that any verdict of this "
+            "table is false."
         )
-    if judged.scale != "paper":
+    if judged.scale != "paper" and any(map(judged.table.says, judged.table.metrics)):
         lines.append(
             f"Values of scale {judged.scale} are not comparable with the article's: look at the changes."
+        )
+    if left_out := len(judged.of_paper_scale_alone):
+        lines.append(
+            f"{left_out} claim{_s(left_out)} about values themselves can be judged at scale paper alone."
         )
     for metric, text in judged.measured_with.items():
         lines.append(f"{judged.table.metrics[metric].label}: {text}")

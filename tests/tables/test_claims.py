@@ -1,0 +1,157 @@
+"""Every kind of claim, with values that make every verdict true, judged through a whole table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from emabench.tables.claims import Kind, Verdict
+from emabench.tables.gather import Run
+from emabench.tables.judge import judge
+from emabench.tables.spec import Table
+
+from . import golden
+
+R, D, C, U = Kind.REPRODUCED, Kind.DIRECTION, Kind.CONTRADICTED, Kind.UNDECIDED
+SHAKE = (0.0, 1.0, -0.7, 0.4, -0.9, 0.2)  # of six seeds, the same for a row whatever its value
+
+
+def verdict(
+    claim: Mapping[str, Any],
+    means: Sequence[float],
+    *,
+    noise: float = 0.001,
+    seeds: int = 6,
+    better: str = "lower",
+    scale: str = "small",
+) -> dict[str, Verdict]:
+    """The verdicts on one claim about rows a, b, c, … with these means; rows shake by `noise`, unlike one another."""
+    keys = "abcdef"[: len(means)]
+    table = Table.model_validate(
+        {
+            "name": "t", "title": "T", "section": "1", "question": "?", "task": "ddpm", "seeds": seeds,
+            "metrics": {"m": {"label": "M", "better": better}},
+            "arms": {"only": []},
+            "rows": {k: {"label": k, "arm": "only", "average": k, "reported": {"m": 5.0}} for k in keys},
+            "claims": [{"text": "claim", "metric": "m", "sources": ["s"], **claim}],
+            "sources": {"s": {"text": "s", "mark": "V"}},
+        }
+    )  # fmt: skip
+    runs: dict[int, Run | None] = {}
+    for seed in range(seeds):
+        values = {
+            key: {"m": mean + noise * SHAKE[(seed * (1 + 2 * i) + i) % 6] + 0.5 * noise * seed}
+            for i, (key, mean) in enumerate(zip(keys, means, strict=True))
+        }
+        runs[seed] = Run(golden.result(values, {"m": better}, seed=seed, scale=scale))
+    return dict(judge(table, scale, {"only": runs}).rulings[0].verdicts)
+
+
+ORDER = {"type": "order", "along": ["a", "b", "c"], "article": "better"}
+PAIR = {"row": "b", "over": "a"}
+EQUAL = {"type": "difference", **PAIR, "margin": 0.1}
+GAIN = {"type": "gain", **PAIR, "article": "-38%", "tolerance": "5%"}
+OPTIMUM = {"type": "optimum", "along": ["a", "b", "c", "d"]}
+
+
+@pytest.mark.parametrize(
+    ("claim", "means", "noise", "expected"),
+    [
+        # order: lower is better
+        (ORDER, [3, 2, 1], 0.001, R),
+        ({**ORDER, "article": "worse"}, [1, 2, 3], 0.001, R),
+        (ORDER, [1, 2, 3], 0.001, C),
+        (ORDER, [3, 1, 2], 0.001, C),
+        (ORDER, [3, 1, 1], 0.1, D),
+        (ORDER, [3, 2.9, 2.8], 3.0, U),
+        ({**ORDER, "margin": 0.5}, [3, 1, 1.2], 0.001, D),
+        ({**ORDER, "margin": "50%"}, [3, 1, 1.2], 0.001, D),
+        ({**ORDER, "margin": 0.5}, [3, 2.9, 2.8], 0.001, D),
+        ({**ORDER, "margin": 0.5}, [3, 3, 3], 0.01, C),
+        # sign of a difference
+        ({"type": "difference", **PAIR, "article": "better"}, [2, 1], 0.001, R),
+        ({"type": "difference", **PAIR, "article": "better"}, [1, 2], 0.001, C),
+        ({"type": "difference", **PAIR, "article": "worse"}, [1, 2], 0.001, R),
+        ({"type": "difference", **PAIR, "article": "worse"}, [2, 1], 0.001, C),
+        ({"type": "difference", **PAIR, "article": "better"}, [2, 1.9], 2.0, U),
+        ({**EQUAL, "article": "better"}, [2, 1.95], 0.001, D),
+        ({**EQUAL, "article": "better"}, [2, 2], 0.01, C),
+        ({**EQUAL, "article": "worse"}, [2, 2.05], 0.001, D),
+        # equality within a margin
+        ({**EQUAL, "article": "equal"}, [2, 2.02], 0.01, R),
+        ({**EQUAL, "article": "equal"}, [2, 2.5], 0.01, C),
+        ({**EQUAL, "article": "equal"}, [2, 1.5], 0.01, C),
+        ({**EQUAL, "article": "equal"}, [2, 2.0], 1.0, U),
+        ({**EQUAL, "margin": "5%", "article": "equal"}, [200, 202], 0.01, R),
+        # relative gain with a tolerance
+        (GAIN, [10, 6.2], 0.001, R),
+        (GAIN, [10, 3.0], 0.001, D),
+        (GAIN, [10, 9.0], 0.001, D),
+        (GAIN, [10, 6.3], 0.8, D),
+        (GAIN, [10, 11.0], 0.001, C),
+        (GAIN, [10, 10.0], 0.1, C),
+        (GAIN, [10, 9.0], 4.0, U),
+        ({**GAIN, "article": ["-74%", "-60%"]}, [10, 3.3], 0.001, R),
+        # interior optimum
+        ({**OPTIMUM, "article": "interior"}, [3, 1, 2, 4], 0.001, R),
+        ({**OPTIMUM, "article": "interior"}, [4, 3, 2, 1], 0.001, C),
+        ({**OPTIMUM, "article": "interior"}, [1, 2, 3, 4], 0.001, C),
+        ({**OPTIMUM, "article": "interior"}, [2, 1.9, 1.9, 2], 2.0, U),
+        ({**OPTIMUM, "article": ["b"]}, [3, 1, 2, 4], 0.001, R),
+        ({**OPTIMUM, "article": ["c"]}, [3, 1, 2, 4], 0.001, D),
+        ({**OPTIMUM, "article": ["b", "c"]}, [3, 1, 2, 4], 0.001, R),
+    ],
+)  # fmt: skip
+def test_verdicts(claim: dict[str, Any], means: list[float], noise: float, expected: Kind) -> None:
+    found = verdict(claim, means, noise=noise)["article"]
+    assert found.kind is expected, found
+    # The mirror image of the world, better the other way round, gives the same verdict.
+    if claim["type"] in ("order", "difference", "optimum") and "%" not in str(claim.get("margin")):
+        mirrored = verdict(claim, [10 - mean for mean in means], noise=-noise, better="higher")["article"]
+        assert mirrored.kind is expected, mirrored
+
+
+@pytest.mark.parametrize("claim", [ORDER, {"type": "difference", **PAIR, "article": "better"}, GAIN])
+def test_fewer_than_five_seeds_decide_nothing(claim: dict[str, Any]) -> None:
+    for seeds in (1, 2, 4):
+        assert verdict(claim, [3, 2, 1], seeds=seeds)["article"].kind is U
+
+
+def test_article_and_literature_are_judged_apart() -> None:
+    found = verdict({**EQUAL, "article": "better", "literature": "equal"}, [2, 2], noise=0.01)
+    assert (found["article"].kind, found["literature"].kind) == (C, R)
+    found = verdict({**GAIN, "literature": ["-74%", "-60%"]}, [10, 3.3])
+    assert (found["article"].kind, found["literature"].kind) == (D, R)
+    assert found["article"].why == "a larger change than −38%"
+    assert verdict(GAIN, [10, 9.0])["article"].why == "a smaller change than −38%"
+
+
+def test_undecided_names_the_seeds_that_would_decide() -> None:
+    claim = {"type": "difference", **PAIR, "article": "better"}
+    found = verdict(claim, [2, 1.9], noise=0.2)["article"]
+    assert found.kind is U
+    assert found.seeds and 5 < found.seeds < math.inf
+    clearer = verdict(claim, [2, 1.9], noise=0.1)["article"]
+    assert clearer.kind is R or (clearer.seeds and clearer.seeds < found.seeds)
+    assert verdict(claim, [2, 2], noise=0.0)["article"].seeds == math.inf
+
+
+def test_a_relative_change_needs_values_above_zero() -> None:
+    found = verdict(GAIN, [-10, -6])["article"]
+    assert found.kind is Kind.NOT_COMPARABLE
+    assert "above zero" in found.why
+
+
+def test_values_are_judged_at_paper_scale_alone() -> None:
+    claim = {"type": "value", "row": "a", "tolerance": "10%"}  # the article reports 5.0
+    assert verdict(claim, [5.0])["article"].kind is Kind.NOT_COMPARABLE
+    for mean, expected in ((5.1, R), (6.5, C), (3.0, C)):
+        assert verdict(claim, [mean], scale="paper", noise=0.01)["article"].kind is expected
+    assert verdict(claim, [5.0], scale="paper", noise=0.5)["article"].kind is U
+    assert verdict(claim, [6.5], scale="paper", noise=0.01)["article"].why == "above 5"
+    points = {"type": "gain", **PAIR, "article": 0.4, "tolerance": 0.1}
+    assert verdict(points, [76.1, 76.5], better="higher")["article"].kind is Kind.NOT_COMPARABLE
+    assert verdict(points, [76.1, 76.5], better="higher", scale="paper")["article"].kind is R

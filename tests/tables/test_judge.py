@@ -1,0 +1,298 @@
+"""From files to verdicts, on results whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from emabench.errors import UserError
+from emabench.runs.result import DamagedResult
+from emabench.tables import gather, spec
+from emabench.tables.claims import Kind
+from emabench.tables.curves import tracks, window_curve
+from emabench.tables.gather import Run, all_runs, asked_for, read_run
+from emabench.tables.judge import Judged, judge
+
+from . import golden
+
+
+@pytest.fixture
+def ddpm(tmp_path: Path) -> Judged:
+    return judge(spec.load("ddpm_cifar10"), "small", golden.diffusion(tmp_path, 8))
+
+
+def verdicts(judged: Judged) -> dict[str, dict[str, Kind]]:
+    return {r.claim.text: {who: v.kind for who, v in r.verdicts.items()} for r in judged.rulings}
+
+
+def test_the_planted_truth_is_found(ddpm: Judged) -> None:
+    found = verdicts(ddpm)
+    assert found["FID falls with every larger β"] == {"article": Kind.REPRODUCED}
+    # −71 % was planted: the article says −38 %, the literature −60 to −74 %.
+    assert found["How far β = 0.9999 lowers FID"] == {
+        "article": Kind.DIRECTION,
+        "literature": Kind.REPRODUCED,
+    }
+    assert found["How far β = 0.9999 raises IS"]["article"] is Kind.DIRECTION
+    assert found["FID without averaging"] == {
+        "article": Kind.NOT_COMPARABLE,
+        "literature": Kind.NOT_COMPARABLE,
+    }
+    assert ddpm.tally("article") == {Kind.REPRODUCED: 2, Kind.DIRECTION: 2}
+    assert len(ddpm.of_paper_scale_alone) == 4
+
+
+def test_both_arms_of_the_classifier(tmp_path: Path) -> None:
+    judged = judge(spec.load("imagenet_resnet50"), "small", golden.classifiers(tmp_path, 6))
+    found = verdicts(judged)
+    assert found["EMA 0.999 is better than an annealed SGD"] == {
+        "article": Kind.CONTRADICTED,
+        "literature": Kind.REPRODUCED,
+    }
+    assert found["EMA 0.999 is better than SGD at a constant rate"]["article"] is Kind.REPRODUCED
+    # Across arms, paired by seed.
+    assert found["An average at a constant rate does what annealing does"] == {"literature": Kind.REPRODUCED}
+    assert judged.rows["swa_constant"].against == "sgd_constant"
+
+
+def test_rows_are_means_and_paired_differences(ddpm: Judged) -> None:
+    runs = [run for run in ddpm.runs["constant"].values() if run]
+    ema = np.array([run.value("ema_0.998", "fid") for run in runs])
+    raw = np.array([run.value("raw", "fid") for run in runs])
+    cell = ddpm.rows["b9999"].cells["fid"]
+    assert cell.mean and cell.change and cell.relative
+    assert cell.mean.mean == pytest.approx(ema.mean())
+    paired = stats.ttest_rel(ema, raw).confidence_interval()
+    assert (cell.change.low, cell.change.high) == (pytest.approx(paired.low), pytest.approx(paired.high))
+    assert cell.relative.mean == pytest.approx(stats.gmean(ema) / stats.gmean(raw) - 1)
+    assert ddpm.rows["none"].cells["fid"].change is None
+    assert ddpm.rows["b9999"].window == pytest.approx(500)
+
+
+def test_a_diverged_run_is_counted_and_never_a_number(tmp_path: Path) -> None:
+    judged = judge(spec.load("ddpm_cifar10"), "small", golden.diffusion(tmp_path, 6, diverged=(1, 4)))
+    row = judged.rows["none"]
+    assert (row.planned, row.finished, row.diverged, row.missing) == (6, 4, 2, 0)
+    assert sorted(row.cells["fid"].values) == [0, 2, 3, 5]
+    assert judged.problems == ["arm constant: 2 of 6 runs diverged (seed 1, 4); they are no numbers"]
+    assert set(judged.tally("article")) == {Kind.UNDECIDED}, "four pairs are left, which decide nothing"
+
+
+def test_missing_runs_and_no_runs(tmp_path: Path) -> None:
+    table = spec.load("ddpm_cifar10")
+    nothing = judge(table, "small", {"constant": {0: None, 1: None}})
+    assert set(nothing.tally("article")) == {Kind.NOT_RUN}
+    assert nothing.rows["none"].missing == 2
+    some = dict(golden.diffusion(tmp_path, 5)["constant"])
+    some[3] = None
+    judged = judge(table, "small", {"constant": some})
+    assert judged.seeds == 4
+    assert judged.rows["none"].missing == 1
+
+
+def test_an_arm_that_is_not_run_leaves_its_claims_open(tmp_path: Path) -> None:
+    runs = golden.classifiers(tmp_path, 5)
+    judged = judge(spec.load("imagenet_resnet50"), "small", {**runs, "constant": {0: None}})
+    found = verdicts(judged)
+    assert found["EMA 0.999 is better than SGD at a constant rate"]["article"] is Kind.NOT_RUN
+    assert found["EMA 0.999 is better than an annealed SGD"]["literature"] is Kind.REPRODUCED
+
+
+def test_values_measured_differently_are_never_set_side_by_side(tmp_path: Path) -> None:
+    runs = golden.diffusion(tmp_path, 6)["constant"]
+    other = runs[2]
+    assert other
+    path = other.path / "result.json" if other.path else Path()
+    data = json.loads(path.read_text())
+    data["measured_with"]["fid"] = "inception-v3, 50000 samples"
+    path.write_text(json.dumps(data))
+    judged = judge(spec.load("ddpm_cifar10"), "small", {"constant": {**runs, 2: read_run(path.parent)}})
+    found = verdicts(judged)
+    assert found["FID falls with every larger β"]["article"] is Kind.NOT_COMPARABLE
+    assert found["IS rises with every larger β"]["article"] is not Kind.NOT_COMPARABLE, (
+        "IS was measured alike"
+    )
+    assert judged.rows["none"].cells["fid"].mean is None
+    assert "1 with inception-v3, 50000 samples" in judged.problems[0]
+    assert window_curve(judged, "constant", "fid") is None
+
+
+def paper(measured_with: dict[str, str], n: int = 6) -> dict[str, dict[int, Run | None]]:
+    rng = np.random.default_rng(0)
+    runs: dict[int, Run | None] = {}
+    for seed in range(n):
+        fid = {"raw": 8.06, "ema_0.99": 5.0, "ema_0.999": 3.6, "ema_0.9999": 3.2}
+        values = {
+            a: {"fid": v * math.exp(rng.normal(0, 0.005)), "is": 9.0 + rng.normal(0, 0.01)}
+            for a, v in fid.items()
+        }
+        runs[seed] = Run(
+            golden.result(
+                values,
+                {"fid": "lower", "is": "higher"},
+                scale="paper",
+                seed=seed,
+                measured_with=measured_with,
+            )
+        )
+    return {"constant": runs}
+
+
+def test_values_at_paper_scale_need_the_published_protocol() -> None:
+    table = spec.load("ddpm_cifar10").model_copy(
+        update={"measured_with": {"fid": "inception-v3, 50000 samples"}}
+    )
+    same = verdicts(judge(table, "paper", paper({"fid": "inception-v3, 50000 samples"})))
+    assert same["FID without averaging"] == {"article": Kind.CONTRADICTED, "literature": Kind.REPRODUCED}
+    assert same["FID with β = 0.9999"] == {"article": Kind.REPRODUCED, "literature": Kind.REPRODUCED}
+    judged = judge(table, "paper", paper({"fid": "inception-v3, 5000 samples"}))
+    assert verdicts(judged)["FID with β = 0.9999"]["article"] is Kind.NOT_COMPARABLE
+    assert "5000 samples; the published values with inception-v3, 50000" in judged.comparable("fid")
+
+
+def test_steps_to_target(tmp_path: Path) -> None:
+    """EMA reaches the target at half of the steps that SGD takes; one seed of SGD never does."""
+    table = spec.Table.model_validate(
+        {
+            "name": "t", "title": "T", "section": "17.3", "question": "?", "task": "ddpm", "seeds": 6,
+            "metrics": {"top1": {"label": "top-1", "better": "higher"}},
+            "arms": {"only": []},
+            "rows": {"sgd": {"label": "SGD", "arm": "only", "average": "raw"}, "ema": {"label": "EMA", "arm": "only", "average": "ema_0.99"}},
+            "claims": [
+                {"type": "steps", "text": "sooner", "metric": "top1", "row": "ema", "over": "sgd", "target": 80.0, "article": "-50%", "tolerance": "20%"},
+                {"type": "steps", "text": "not sooner", "metric": "top1", "row": "ema", "over": "sgd", "target_row": "sgd", "article": "+50%", "tolerance": "20%"},
+            ],
+        }
+    )  # fmt: skip
+    runs: dict[int, Run | None] = {}
+    for seed in range(6):
+        reached = 800 + 40 * seed
+        history = [
+            {
+                "step": step,
+                "eval": {
+                    "raw": {"top1": 81.0 if step >= reached and seed != 5 else 70.0},
+                    "ema_0.99": {"top1": 81.0 if step >= reached / 2 else 70.0},
+                },
+            }
+            for step in range(20, 2000, 20)
+        ]
+        last = {"raw": {"top1": 79.0 if seed == 5 else 81.0}, "ema_0.99": {"top1": 81.0}}
+        found = golden.result(last, {"top1": "higher"}, seed=seed, steps=2000)
+        runs[seed] = golden.write(tmp_path, found, {"seed": seed}, history, pictures=False)
+    judged = judge(table, "small", {"only": runs})
+    first, second = judged.rulings
+    assert first.verdicts["article"].kind in (Kind.REPRODUCED, Kind.DIRECTION)
+    assert first.effects[0].estimate.n == 6
+    assert "1 of 6 seeds never reached it" in first.effects[0].what
+    assert first.effects[0].values[0] == pytest.approx(-0.5, abs=0.02)
+    assert second.verdicts["article"].kind is Kind.CONTRADICTED
+    # Without measurements along the way there is nothing to compare.
+    bare: dict[int, Run | None] = {seed: Run(run.result) for seed, run in runs.items() if run}
+    found_bare = judge(table, "small", {"only": bare}).rulings[0].verdicts["article"]
+    assert found_bare.kind is Kind.NOT_COMPARABLE
+    assert "evaluate.every" in found_bare.why
+
+
+def test_a_run_of_another_task_or_direction_is_a_fault() -> None:
+    table = spec.load("ddpm_cifar10")
+    wrong = Run(golden.result({"raw": {"fid": 1.0}}, {"fid": "lower"}, task="classification"))
+    with pytest.raises(ValueError, match="classification"):
+        judge(table, "small", {"constant": {0: wrong}})
+    turned = Run(golden.result({"raw": {"fid": 1.0}}, {"fid": "higher"}))
+    with pytest.raises(ValueError, match="better higher"):
+        judge(table, "small", {"constant": {0: turned}})
+
+
+# -- files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: text.replace('"schema": 1', '"schema": 2'),
+        lambda text: text.replace('"finished"', '"perfect"'),
+        lambda text: "[1, 2]",
+        lambda text: text.replace('"raw"', '"raw", "extra": 1', 1),
+    ],
+)
+def test_a_damaged_result_is_named_and_set_aside(tmp_path: Path, damage: object) -> None:
+    runs = [run for run in golden.diffusion(tmp_path, 3)["constant"].values() if run and run.path]
+    path = runs[1].path
+    assert path
+    file = path / "result.json"
+    file.write_text(damage(file.read_text()))  # type: ignore[operator]
+    with pytest.raises(DamagedResult, match=r"result\.json"):
+        read_run(path)
+    there, unreadable = all_runs(tmp_path)
+    assert [run.result.seed for run in there] == [0, 2]
+    assert len(unreadable) == 1 and str(file) in unreadable[0]
+    with pytest.raises(UserError, match="rerun=true"):
+        asked_for(path)
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not there"):
+        asked_for(tmp_path / "nowhere")
+    (tmp_path / "unfinished").mkdir()
+    assert read_run(tmp_path / "unfinished") is None
+    with pytest.raises(UserError, match=r"no result\.json yet"):
+        asked_for(tmp_path / "unfinished")
+
+
+def test_a_run_reads_its_files(tmp_path: Path) -> None:
+    run = golden.diffusion(tmp_path, 1)["constant"][0]
+    assert run and run.path
+    assert asked_for(run.path / "result.json").result == run.result
+    assert run.config["steps"] == 5000
+    assert [step for step, _ in run.measured("raw", "fid")] == list(range(500, 5001, 500))
+    assert run.measured("raw", "fid")[-1][1] == run.value("raw", "fid")
+    assert len(run.losses()) == 50
+    picture = run.picture("ema_0.9")
+    assert picture and picture.name == "samples.png"
+    assert run.picture("ema_0.5") is None
+    assert run.window("raw") == 1.0
+    assert run.value("ema_0.5", "fid") is None
+    alone = gather.Run(run.result)
+    assert (alone.config, alone.losses(), alone.picture("raw")) == ({}, [], None)
+
+
+# -- curves ----------------------------------------------------------------------------------------------------
+
+
+def test_the_window_curve_finds_the_planted_optimum(ddpm: Judged) -> None:
+    curve = window_curve(ddpm, "constant", "fid")
+    assert curve and curve.best and curve.raw
+    assert curve.best.average == "ema_0.998"
+    assert [round(point.window) for point in curve.points] == [10, 100, 200, 500, 1000]
+    assert [point.average for point in curve.points if point.tied] == ["ema_0.998"]
+    assert curve.best.rows == ("β = 0.9999",)
+    assert curve.raw.mean > 10
+
+
+def test_no_average_is_best_where_raw_is() -> None:
+    table = spec.load("ddpm_cifar10")
+    values = {
+        "raw": {"fid": 1.0, "is": 9.0},
+        "ema_0.9": {"fid": 2.0, "is": 8.0},
+        "ema_0.99": {"fid": 3.0, "is": 7.0},
+    }
+    runs: dict[int, Run | None] = {0: Run(golden.result(values, {"fid": "lower", "is": "higher"}))}
+    curve = window_curve(judge(table, "small", {"constant": runs}), "constant", "is")
+    assert curve and curve.best is None
+
+
+def test_learning_curves_end_at_the_result(ddpm: Judged) -> None:
+    found = {track.average: track for track in tracks(ddpm, "constant", "fid")}
+    assert list(found) == ["raw", "ema_0.9", "ema_0.99", "ema_0.998"]
+    step, last = found["ema_0.998"].points[-1]
+    mean = ddpm.rows["b9999"].cells["fid"].mean
+    assert step == 5000 and mean and last.mean == pytest.approx(mean.mean)
+    assert last.n == 8
