@@ -45,7 +45,7 @@ def test_single_numbers() -> None:
         "12346",
         "0",
         "–",
-        "0.0001235",
+        "0.0001236",
     ]
     assert say.measured(Estimate(12.5, None, None, 1)) == "12.50"
     assert [say.steps(v) for v in (926.4, 10_000, 6.93, None)] == ["926", "10 000", "6.93", "–"]
