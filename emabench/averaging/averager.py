@@ -289,7 +289,11 @@ class Averager:
         exported: dict[str, Any] = {}
         for key, value in tensors.state_of(self.model):
             if isinstance(value, Tensor):
-                own = tensors.shadow_dtype(value, dtype) if dtype and tensors.averageable(value) else value.dtype
+                own = (
+                    tensors.shadow_dtype(value, dtype)
+                    if dtype and tensors.averageable(value)
+                    else value.dtype
+                )
                 value = tensors.like(value, averaged.get(id(value))).to(value.device, own, copy=True)
             exported[key] = value
         return exported

@@ -61,7 +61,7 @@ def table(
     )
 
 
-def lerp(t: Table, moves: Sequence[tuple[int, Sequence[float]]]) -> None:
+def run(t: Table, moves: Sequence[tuple[int, Sequence[float]]]) -> None:
     """average += fresh · (θ − average) for each (set, fresh by tensor)."""
     which = torch.tensor([of for of, _ in moves], dtype=torch.int32).to(t.rows.device, non_blocking=True)
     shares = torch.tensor([list(fresh) for _, fresh in moves], dtype=torch.float64)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from emabench.averaging import fused
+from emabench.averaging import fused, native
 from emabench.averaging.tensors import dense
 
 CHUNK = (
@@ -61,14 +61,14 @@ class Plan:
     ) -> None:
         self._pointers = [t.data_ptr() for t in live]
         live = [t.detach() for t in live]
-        self._chunks = list(_chunks(live, sets, lost))
-        self._largest = max((c.size for c in self._chunks), default=0)
+        self._native = native.table(live, sets, lost)
+        self._fused = None if any(lost) else fused.table(live, sets)
         self._scratch: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
+        self._chunks = [] if self._native else list(_chunks(live, sets, lost))
+        self._largest = max((c.size for c in self._chunks), default=0)
         for chunk in self._chunks:
             if chunk.theta and chunk.theta[0].dtype != chunk.shadows[0][0].dtype:
                 chunk.staged = self._scratch_like([s[0] for s in zip(*chunk.shadows, strict=True)], 0)
-        compensated = any(one is not None for one in lost)
-        self._fused = None if compensated else fused.table(live, sets)
 
     def fits(self, live: Sequence[Tensor]) -> bool:
         """Whether the live tensors still have the memory that this plan was made for."""
@@ -84,7 +84,9 @@ class Plan:
         return [v.view(p.shape) for v, p in zip(views, pieces, strict=True)]
 
     def finite(self) -> bool:
-        """Whether every live weight is finite, told from sums of squares: False may be an overflow, True is sure."""
+        """Whether every live weight is finite. True is sure; False may come of sums of squares that overflow."""
+        if self._native is not None:
+            return self._native.finite()
         sums = [
             torch.dot(p.reshape(-1), p.reshape(-1)) for c in self._chunks for p in self._theta(c) if p.numel()
         ]
@@ -92,8 +94,11 @@ class Plan:
 
     def run(self, moves: Sequence[Move]) -> None:
         """Move each named set towards the live weights."""
-        if self._fused is not None and moves:
-            fused.lerp(self._fused, [(m.of, m.fresh) for m in moves])
+        if self._native is not None:
+            self._native.run([(m.of, m.fresh) for m in moves])
+            return
+        if self._fused is not None:
+            fused.run(self._fused, [(m.of, m.fresh) for m in moves])
             return
         for chunk in self._chunks:
             theta = self._theta(chunk)

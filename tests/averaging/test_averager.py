@@ -125,7 +125,9 @@ def test_integer_buffers_are_copied(model):
     assert averager.export("ema")["norm.num_batches_tracked"] == 5
 
 
-def test_non_finite_weights_are_refused_by_name_and_change_nothing(model):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_non_finite_weights_are_refused_by_name_and_change_nothing(model, dtype, path):
+    model.to(dtype)
     averager = Averager(model, PROFILES)
     for step in range(5):
         walk(model, step)
@@ -143,7 +145,7 @@ def test_non_finite_weights_are_refused_by_name_and_change_nothing(model):
     averager.update()
 
 
-def test_huge_finite_weights_are_no_mistake():
+def test_huge_finite_weights_are_no_mistake(path):
     model = nn.Linear(4, 4)
     averager = Averager(model, {"ema": EMA(decay=0.5)})
     with torch.no_grad():

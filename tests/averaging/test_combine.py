@@ -49,9 +49,9 @@ def test_the_greedy_choice_only_adds_what_helps():
         averager.update()
     seen = {n: float(averager.export(n)["weight"]) for n in averager.names}
     target = (seen["mean"] + seen["high"]) / 2
-    chosen = greedy(averager, lambda: abs(float(model.weight) - target), higher=False, names=averager.names)
+    chosen = greedy(averager, lambda: abs(model.weight.item() - target), higher=False, names=averager.names)
     assert dict(chosen.of) == {"mean": 0.5, "high": 0.5}
-    best = greedy(averager, lambda: math.nan if float(model.weight) < 2.9 else 1.0, names=averager.names)
+    best = greedy(averager, lambda: math.nan if model.weight.item() < 2.9 else 1.0, names=averager.names)
     assert dict(best.of) == {"high": 1.0}
 
 

@@ -74,7 +74,7 @@ def test_4_a_low_precision_model_does_not_stall():
 
 
 @pytest.mark.parametrize("compensated", [False, True])
-def test_5_constant_weights_are_a_fixed_point(compensated):
+def test_5_constant_weights_are_a_fixed_point(compensated, path):
     torch.manual_seed(0)
     model = scalar(size=1000)
     nn.init.normal_(model.p)
@@ -85,7 +85,7 @@ def test_5_constant_weights_are_a_fixed_point(compensated):
 
 
 @pytest.mark.parametrize(("compensated", "bound"), [(False, 2e-4), (True, 3e-6)])
-def test_6_little_is_lost_to_rounding(compensated, bound):
+def test_6_little_is_lost_to_rounding(compensated, bound, path):
     torch.manual_seed(0)
     model, exact = scalar(1.0, size=256), torch.ones(256, dtype=torch.float64)
     averager = Averager(model, {"ema": EMA(decay=0.9999)}, compensated=compensated)

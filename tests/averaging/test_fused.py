@@ -25,7 +25,7 @@ for theta_type in (torch.float32, torch.bfloat16, torch.float16):
     table = fused.table(live, sets, devices=("cpu",))
     assert table is not None
     moves = [(0, [0.1, 0.2, 0.3, 0.4]), (2, [1.0] * 4), (3, [0.6, 0.7, 0.0, 0.9])]
-    fused.lerp(table, moves)
+    fused.run(table, moves)
     expected = before
     for of, fresh in moves:
         for i, share in enumerate(fresh):

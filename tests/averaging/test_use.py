@@ -154,7 +154,7 @@ def test_offloaded_non_finite_weights_are_refused_at_the_next_call(model):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("compensated", [False, True])
-def test_an_update_allocates_nothing_the_size_of_the_model(dtype, compensated):
+def test_an_update_allocates_nothing_the_size_of_the_model(dtype, compensated, path):
     model = nn.Linear(3000, 3000, bias=False).to(dtype)  # 9M weights, 36 MB of float32
     profiles = {"a": EMA(decay=0.9), "b": EMA(decay=0.99, debias=True)}
     averager = Averager(model, profiles, compensated=compensated)
