@@ -20,7 +20,11 @@ from emabench.errors import UserError
 
 CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 DIGITS_TEST = 597  # of 1797: the share that Mean Teacher-like small experiments hold out
-DAMAGE = (OSError, EOFError, ValueError, KeyError, zlib.error, struct.error, pickle.UnpicklingError)
+# A pickle that is not what it should be can raise any of the last four.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, zlib.error, struct.error, pickle.UnpicklingError),
+    *(KeyError, TypeError, IndexError, AttributeError),
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,10 @@ def _cifar(name: str, place: Path, train: bool) -> Images:
     images, labels = [], []
     for file in files:
         batch = _Arrays(io.BytesIO((place / file).read_bytes()), encoding="latin1").load()
-        images.append(torch.from_numpy(np.ascontiguousarray(batch["data"]).reshape(-1, 3, 32, 32)))
+        data = np.ascontiguousarray(batch["data"])
+        if data.dtype != np.uint8:
+            raise ValueError(f"{file} holds {data.dtype}, not bytes")
+        images.append(torch.from_numpy(data.reshape(-1, 3, 32, 32)))
         labels.append(torch.tensor(batch["labels" if name == "cifar10" else "fine_labels"]))
     return Images(torch.cat(images), torch.cat(labels).long(), CLASSES[name])
 
