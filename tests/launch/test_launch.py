@@ -79,7 +79,10 @@ def test_a_worker_runs_the_configuration_it_was_given(tmp_path: Path) -> None:
     assert result.run_id == asked.run_id()
 
 
-def test_one_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_run_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     words = ["task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu", "ema.decay=[0.9,0.99]"]
     assert main(words) == DONE
     shown = capsys.readouterr().out
