@@ -194,9 +194,8 @@ class Averager:
 
     def _beginning(self, t: int) -> list[Move]:
         """Averages that start from the weights of this very update copy them."""
-        ones = [1.0] * len(self.followed)
-        begun = [a for a in self._averages.values() if a.profile.from_initial and a.profile.start == t]
-        return [Move(a.first, ones) for a in begun]
+        begun = [a for a in self._averages.values() if a.profile.start == t and a.profile.from_initial]
+        return [Move(a.first, [1.0] * len(self.followed)) for a in begun]
 
     def _run(self, moves: list[Move], when: str) -> None:
         if not moves:

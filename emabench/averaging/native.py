@@ -71,7 +71,10 @@ def _cpu() -> str:
 
 
 class Table:
-    """Addresses of the live tensors, of every set of averages and of what compensation carries, cut into pieces."""
+    """Addresses of the live tensors, of every set of averages and of what compensation carries, cut into pieces.
+
+    Arrays: sizes, owner (index of the tensor), type, then addresses of θ [pieces], shadows and lost [sets, pieces].
+    """
 
     def __init__(
         self,
@@ -93,28 +96,29 @@ class Table:
             at_zero = [t.data_ptr() for t in tensors]
             return [at_zero[i] + at * tensors[i].element_size() for i, at, _ in cut]
 
-        self._sizes = np.array([n for _, _, n in cut], dtype=np.int64)
-        self._owner = np.array([i for i, _, _ in cut], dtype=np.int32)
-        self._type = np.array([_TYPES[live[i].dtype] for i, _, _ in cut], dtype=np.int32)
-        self._theta = np.array(addresses(live), dtype=np.int64)
-        self._shadows = np.array([addresses(s) for s in sets], dtype=np.int64)
         none = [0] * len(cut)
-        self._lost = np.array([none if c is None else addresses(c) for c in lost], dtype=np.int64)
+        self._arrays = (
+            np.array([n for _, _, n in cut], dtype=np.int64),
+            np.array([i for i, _, _ in cut], dtype=np.int32),
+            np.array([_TYPES[live[i].dtype] for i, _, _ in cut], dtype=np.int32),
+            np.array(addresses(live), dtype=np.int64),
+            np.array([addresses(s) for s in sets], dtype=np.int64),
+            np.array([none if c is None else addresses(c) for c in lost], dtype=np.int64),
+        )
+        self._pointers = [a.ctypes.data for a in self._arrays]
 
     def finite(self) -> bool:
         """Whether every live weight is finite."""
-        given = (self._sizes, self._type, self._theta)
-        pointers = [a.ctypes.data for a in given]
-        return bool(self._library.emabench_finite(self._count, *pointers, torch.get_num_threads()))
+        sizes, _, kind, theta, _, _ = self._pointers
+        return bool(self._library.emabench_finite(self._count, sizes, kind, theta, torch.get_num_threads()))
 
     def run(self, moves: Sequence[tuple[int, Sequence[float]]]) -> None:
         """average += fresh · (θ − average) for each (set, fresh by tensor)."""
         which = np.array([of for of, _ in moves], dtype=np.int32)
         fresh = np.array([f for _, f in moves], dtype=np.float32)
-        given = (self._sizes, self._owner, self._type, self._theta, self._shadows, self._lost)
         self._library.emabench_move(
             self._count,
-            *[a.ctypes.data for a in given],
+            *self._pointers,
             len(moves),
             which.ctypes.data,
             fresh.ctypes.data,

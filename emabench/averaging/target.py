@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from emabench.averaging.averager import Averager
 from emabench.averaging.profiles import Profile
-from emabench.averaging.tensors import followed
+from emabench.averaging.tensors import followed, is_sharded, local
 
 _NAME = "target"
 
@@ -47,6 +47,7 @@ class TargetNetwork:
         parameters, held = followed(self.module, "average")
         self._tensors: dict[str, Tensor] = {f.name: f.tensor for f in parameters + held}
         self._sync()
+        self._share()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The copy's forward pass."""
@@ -57,11 +58,20 @@ class TargetNetwork:
         self.averager.update()
         self._sync()
 
+    def _share(self) -> None:
+        """Let the copy's parameters lie in the average's own memory where the type allows: nothing to copy then."""
+        [average] = self.averager.profiles.values()
+        if average.snapshots == 1 and average.begun(0):
+            for f, value in self.averager.state_of(_NAME):
+                if not f.is_buffer and value.dtype == f.tensor.dtype and not is_sharded(f.tensor):
+                    self._tensors[f.name].data = value
+
     @torch.no_grad()
     def _sync(self) -> None:
         for f, value in self.averager.state_of(_NAME):
-            if not (f.is_buffer and self.own_buffers):
-                self._tensors[f.name].copy_(value)
+            own = local(self._tensors[f.name])
+            if not (f.is_buffer and self.own_buffers) and own.data_ptr() != value.data_ptr():
+                own.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """The average's state and the copy's own buffers: tensors and plain values only."""
