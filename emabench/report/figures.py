@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from emabench.report import format as say
 from emabench.report.svg import WIDTH, Axis, Figure
 from emabench.runs.result import RAW
-from emabench.tables.curves import Track, WindowCurve, tracks, window_curve
+from emabench.tables.curves import Track, WindowCurve, tracks
 from emabench.tables.judge import Judged
 from emabench.tables.statistics import Estimate
 
@@ -73,11 +73,9 @@ def _lanes(row: int, count: int) -> list[float]:
     return [row + 0.26 * (i - (count - 1) / 2) for i in range(count)]
 
 
-def against_window(judged: Judged, arm: str, metric: str) -> tuple[str, WindowCurve] | None:
+def against_window(judged: Judged, curve: WindowCurve) -> str:
     """The metric against the averaging window, the optimum and the table's rows marked."""
-    curve = window_curve(judged, arm, metric)
-    if curve is None or len(curve.points) < 2:
-        return None
+    metric = curve.metric
     about = judged.table.metrics[metric]
     seen = [end for point in curve.points for end in _ends(point.value) if end is not None]
     raw = [curve.raw.mean] if curve.raw else []
@@ -96,7 +94,7 @@ def against_window(judged: Judged, arm: str, metric: str) -> tuple[str, WindowCu
             kind="raw",
         )
     # The line joins averages of one family; a mean over a stretch (SWA) stands on its own.
-    line = [point for point in curve.points if point.average.startswith("ema_")]
+    line = [point for point in curve.points if not curve.arm or point.average.startswith("ema_")]
     with_ends = [
         (p.window, p.value.low, p.value.high)
         for p in line
@@ -118,7 +116,7 @@ def against_window(judged: Judged, arm: str, metric: str) -> tuple[str, WindowCu
         if best:
             figure.dot(point.window, point.value.mean, "halo", radius=9)
         figure.dot(point.window, point.value.mean, kind, tip)
-    return figure.svg(f"{about.label} against the averaging window, {arm}"), curve
+    return figure.svg(f"{about.label} against the averaging window{f', {curve.arm}' if curve.arm else ''}")
 
 
 def _row_names(figure: Figure, curve: WindowCurve) -> None:

@@ -27,9 +27,10 @@ from emabench.tables import curves, spec
 from emabench.tables.claims import Kind
 from emabench.tables.gather import Run
 from emabench.tables.judge import Judged, Row, Ruling
-from emabench.tables.statistics import FEWEST, bootstrap
+from emabench.tables.statistics import FEWEST
 
 FOLDER = "report"  # below the results directory
+EVIDENCE = {"V": "opened in the primary source", "V2": "seen in a copy that quotes it"}
 PICTURE_LIMIT = 400_000  # bytes of one picture: larger ones are named, not embedded
 
 
@@ -116,23 +117,25 @@ class _Section:
     def findings(self) -> Iterator[str]:
         """By arm, the best average of the main metric in a sentence."""
         metric = next(iter(self.table.metrics))
-        for arm in self.table.arms:
-            curve = curves.window_curve(self.judged, arm, metric)
-            if not curve or not curve.raw:
-                continue
-            where = f"{arm.capitalize()}: " if len(self.table.arms) > 1 else ""
-            label = self.table.metrics[metric].label
-            if curve.best is None:
-                yield f"{where}{'no' if where else 'No'} average beats the raw weights ({label} {say.measured(curve.raw)})."
-                continue
-            best = curve.best
-            change = f" against {say.measured(curve.raw)} of the raw weights"
-            tied = [point.average for point in curve.points if point.tied and point is not best]
-            also = f" {_and(tied)} {'is' if len(tied) == 1 else 'are'} not shown to be worse." if tied else ""
-            yield (
-                f"{where}{best.average} is best, a window of {say.steps(best.window)} steps or "
-                f"{say.share_of_run(best.window, curve.steps)} of the run: {label} {say.measured(best.value)}{change}.{also}"
-            )
+        label = self.table.metrics[metric].label
+        for curve in curves.window_curves(self.judged, metric):
+            where = f"{curve.arm.capitalize()}: " if curve.arm and len(self.table.arms) > 1 else ""
+            without = "the raw weights" if curve.arm else "none"
+            if curve.best is None and curve.raw:
+                yield f"{where}{'no' if where else 'No'} average beats {without} ({label} {say.measured(curve.raw)})."
+            elif curve.best:
+                yield where + self._best(curve, curve.best, without)
+
+    def _best(self, curve: curves.WindowCurve, best: curves.Point, without: str) -> str:
+        """The best average in a sentence, and those that may be as good."""
+        label = self.table.metrics[curve.metric].label
+        against = f" against {say.measured(curve.raw)} of {without}" if curve.raw else ""
+        tied = [_called(curve, point) for point in curve.points if point.tied and point is not best]
+        also = f" {_and(tied)} {'is' if len(tied) == 1 else 'are'} not shown to be worse." if tied else ""
+        return (
+            f"{_called(curve, best)} is best, a window of {say.steps(best.window)} steps or "
+            f"{say.share_of_run(best.window, curve.steps)} of the run: {label} {say.measured(best.value)}{against}.{also}"
+        )
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The numbers of each metric: measured, reported, published."""
@@ -155,20 +158,13 @@ class _Section:
     def _row(self, row: Row, metric: str) -> dict[str, Any]:
         cell = row.cells[metric]
         published = [n for n in row.spec.published if n.metric == metric]
-        second = bootstrap([cell.values[s] for s in cell.values]) if len(cell.values) >= FEWEST else None
         return {
             "label": row.spec.label,
             "average": row.average,
             "window": "" if row.average == RAW or not row.window else f"{say.steps(row.window)} steps",
             "measured": say.measured(cell.mean),
             "n": say.share(len(cell.values), row.planned),
-            "tip": "by seed: "
-            + ", ".join(f"{s}: {say.number(v, 5)}" for s, v in cell.values.items())
-            + (
-                f"; bootstrap interval {say.number(second.low)} to {say.number(second.high)}"
-                if second
-                else ""
-            ),
+            "tip": ", ".join(f"seed {seed}: {say.number(v, 5)}" for seed, v in cell.values.items()),
             "change": say.change_of(cell).partition(" ["),
             "reported": say.reported(row.spec.reported.get(metric)),
             "reported_change": say.change(self.table.reported_change(row.key, metric)),
@@ -189,9 +185,12 @@ class _Section:
     def windows(self) -> Iterator[dict[str, Any]]:
         """The metric against the window, of each metric that a claim is about, in each arm."""
         for metric in self._claimed():
-            for arm in self.table.arms:
-                if drawn := figures.against_window(self.judged, arm, metric):
-                    yield {"arm": arm, "svg": Markup(drawn[0]), "label": self.table.metrics[metric].label}
+            for curve in curves.window_curves(self.judged, metric):
+                yield {
+                    "arm": curve.arm,
+                    "svg": Markup(figures.against_window(self.judged, curve)),
+                    "label": self.table.metrics[metric].label,
+                }
 
     def ladder(self) -> Iterator[dict[str, Any]]:
         """Every average of every arm, in numbers."""
@@ -280,9 +279,40 @@ class _Section:
             words.insert(1, f"scale={self.judged.scale}")
         return " ".join(["emabench table", self.table.name, *map(shlex.quote, words)])
 
-    def sources(self) -> Iterator[tuple[str, spec.Source]]:
-        """The sources that are referred to, once each."""
-        yield from self.table.sources.items()
+    def published(self) -> Iterator[dict[str, str]]:
+        """Every published number with its source; those of no row last."""
+        numbers = [(row.label, n) for row in self.table.rows.values() for n in row.published]
+        for label, n in [*numbers, *(("", n) for n in self.table.context)]:
+            source = self.table.sources[n.source]
+            yield {
+                "row": label,
+                "metric": self.table.metrics[n.metric].label,
+                "value": f"{n.value:g}" + (f" ± {n.plus_minus:g}" if n.plus_minus else ""),
+                "source": source.text,
+                "evidence": EVIDENCE[source.mark],
+                "note": n.note,
+            }
+
+    def cited(self) -> list[spec.Source]:
+        """Sources of what the literature expects that have no number in the table."""
+        numbers = {n.source for row in self.table.rows.values() for n in row.published}
+        numbers |= {n.source for n in self.table.context}
+        return [source for key, source in self.table.sources.items() if key not in numbers]
+
+    def statistics(self) -> Iterator[dict[str, str]]:
+        """Every effect in full: both intervals, and the exact test."""
+        for ruling in self.rulings():
+            for effect in ruling.effects:
+                shown = say.percent if effect.relative else say.interval
+                p = effect.sign_flip_p
+                yield {
+                    "claim": ruling.claim.text,
+                    "what": effect.what,
+                    "n": str(effect.estimate.n),
+                    "t": shown(effect.estimate),
+                    "bootstrap": shown(effect.bootstrap) if effect.estimate.n >= FEWEST else "",
+                    "p": "" if p is None else say.number(p, 2),
+                }
 
 
 def _run(run: Run | None, arm: str, seed: int) -> dict[str, Any]:
@@ -346,6 +376,11 @@ def _embedded(run: Run, average: str) -> dict[str, Any] | None:
         "height": height,
         "small": width < 300,
     }
+
+
+def _called(curve: curves.WindowCurve, point: curves.Point) -> str:
+    """An average by its name; a row that is a trajectory of its own by its label."""
+    return point.average if curve.arm else point.rows[0]
 
 
 def _and(words: Sequence[str]) -> str:

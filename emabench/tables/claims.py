@@ -21,6 +21,7 @@ from itertools import pairwise
 
 from emabench.tables import spec
 from emabench.tables.statistics import (
+    EXACT_UP_TO,
     Above,
     AllOf,
     AnyOf,
@@ -28,7 +29,9 @@ from emabench.tables.statistics import (
     Side,
     Statement,
     below,
+    bootstrap,
     estimate,
+    sign_flip_above,
 )
 
 
@@ -54,15 +57,36 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Effect:
-    """What was measured of a claim, in words' terms: the quantity, its estimate, and the values by seed.
+    """Something measured that a claim is about: what, and its values by seed on the scale that is tested.
 
-    `relative` says that the numbers are relative changes (−0.38 for −38 %).
+    `relative`: those are logarithms of ratios; what is shown are relative changes (−0.38 for −38 %).
     """
 
     what: str
-    estimate: Estimate
-    values: Sequence[float]
+    tested: Sequence[float]
     relative: bool
+
+    @property
+    def estimate(self) -> Estimate:
+        """Mean and t-interval."""
+        return self._shown(estimate(self.tested))
+
+    @property
+    def bootstrap(self) -> Estimate:
+        """The same by bootstrap."""
+        return self._shown(bootstrap(self.tested))
+
+    @property
+    def sign_flip_p(self) -> float | None:
+        """Two-sided p of the exact test that there is no effect; None where there are too many seeds for it."""
+        if len(self.tested) > EXACT_UP_TO:
+            return None
+        turned = [-value for value in self.tested]
+        return min(1.0, 2 * min(sign_flip_above(self.tested), sign_flip_above(turned)))
+
+    def _shown(self, found: Estimate | None) -> Estimate:
+        assert found  # an effect has values
+        return found.map(math.expm1) if self.relative else found
 
 
 @dataclass(frozen=True)
@@ -184,9 +208,7 @@ def _value(claim: spec.Value, values: Values, table: spec.Table) -> Test:
     if tolerance.relative:
         largest = max((abs(end.value) for ends in expected.values() for end in ends), default=0.0)
         tolerance = spec.Amount(tolerance.value * largest, relative=False)
-    found = estimate(x)
-    assert found
-    effect = Effect(table.rows[claim.row].label, found, x, relative=False)
+    effect = Effect(table.rows[claim.row].label, x, relative=False)
     return _within(claim, x, effect, expected, tolerance, directed=False)
 
 
@@ -205,12 +227,10 @@ def _steps(claim: spec.StepsToTarget, values: Values, table: spec.Table) -> Test
         last = max(values.tracks[claim.row][seed][-1][0], values.tracks[claim.over][seed][-1][0])
         mine, other = (last if step is None else step for step in reached)
         x.append(math.log(mine / other))
-    found = estimate(x)
-    assert found
     what = f"steps to {target:.4g}, {table.rows[claim.row].label} over {table.rows[claim.over].label}"
     if missed:
         what += f" ({missed} of {len(seeds)} seeds never reached it)"
-    effect = Effect(what, found.map(math.expm1), [math.expm1(each) for each in x], relative=True)
+    effect = Effect(what, x, relative=True)
     return _within(claim, x, effect, claim.expectations(table), claim.tolerance, directed=True)
 
 
@@ -369,21 +389,12 @@ def _check_positive(relative: bool, rows: Sequence[str], values: Values) -> None
 
 
 def _effect(claim: spec.Pair, values: Values, relative: bool) -> Effect:
-    x = _changes(claim.row, claim.over, values, relative)
-    return _as_effect("", x, relative)
+    return Effect("", _changes(claim.row, claim.over, values, relative), relative)
 
 
 def _effect_of(row: str, over: str, values: Values, relative: bool, table: spec.Table) -> Effect:
-    x = _changes(row, over, values, relative)
-    return _as_effect(f"{table.rows[row].label} over {table.rows[over].label}", x, relative)
-
-
-def _as_effect(what: str, x: Sequence[float], relative: bool) -> Effect:
-    found = estimate(x)
-    assert found
-    if relative:
-        return Effect(what, found.map(math.expm1), [math.expm1(each) for each in x], relative=True)
-    return Effect(what, found, x, relative=False)
+    what = f"{table.rows[row].label} over {table.rows[over].label}"
+    return Effect(what, _changes(row, over, values, relative), relative)
 
 
 def _to_log(amount: spec.Amount, shift: float = 0.0) -> float:

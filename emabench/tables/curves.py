@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from emabench.runs.result import RAW
 from emabench.tables.gather import Run
@@ -24,13 +25,13 @@ class Point:
 
 @dataclass(frozen=True)
 class WindowCurve:
-    """Every average of an arm by its window, and the raw weights."""
+    """Averages by their window. `arm` says of which trajectories; "" where each is a trajectory of its own."""
 
     arm: str
     metric: str
-    raw: Estimate | None
+    raw: Estimate | None  # without averaging
     points: Sequence[Point]
-    best: Point | None  # of averages and raw weights alike None where raw is best
+    best: Point | None  # None where no average is better than none
     steps: int
 
 
@@ -48,38 +49,67 @@ def finished(judged: Judged, arm: str) -> list[Run]:
     return [run for run in judged.runs.get(arm, {}).values() if run and run.finished]
 
 
+def window_curves(judged: Judged, metric: str) -> list[WindowCurve]:
+    """The metric against the window: of each arm's passive averages, and of rows that are decays of a target network."""
+    found = [window_curve(judged, arm, metric) for arm in judged.table.arms]
+    return [curve for curve in [*found, _of_targets(judged, metric)] if curve and len(curve.points) > 1]
+
+
 def window_curve(judged: Judged, arm: str, metric: str) -> WindowCurve | None:
-    """The metric against the window; None where no average of the arm was measured with one protocol."""
+    """Every passive average of an arm; None where there is nothing measured with one protocol."""
     runs = finished(judged, arm)
-    if not runs or len({run.result.measured_with.get(metric) for run in runs}) > 1:
+    if len({run.result.measured_with.get(metric) for run in runs}) != 1:
+        return None
+    averages = dict.fromkeys(row.average for run in runs for row in run.result.rows)
+    values = {average: numbers for average in averages if (numbers := _by_seed(runs, average, metric))}
+    windows = {average: next((w for run in runs if (w := run.window(average))), None) for average in values}
+    labels = {average: _labels(judged, arm, average) for average in values}
+    return _curve(judged, arm, metric, values, windows, labels, RAW, runs[0].result.steps)
+
+
+def _of_targets(judged: Judged, metric: str) -> WindowCurve | None:
+    """Rows of trajectories of their own, by the window of the target network that each was trained with."""
+    rows = {key: row for key, row in judged.rows.items() if row.spec.decay is not None}
+    values = {key: dict(row.cells[metric].values) for key, row in rows.items() if row.cells[metric].values}
+    if not values:
+        return None
+    base = next((row.against for row in rows.values() if row.against), None)
+    if base and base not in values and judged.rows[base].cells[metric].values:
+        values[base] = dict(judged.rows[base].cells[metric].values)
+    steps = judged.all_runs[0].result.steps
+    windows = {key: judged.rows[key].window for key in values}
+    labels = {key: (judged.rows[key].spec.label,) for key in values}
+    return _curve(judged, "", metric, values, windows, labels, base if base not in rows else None, steps)
+
+
+def _curve(
+    judged: Judged,
+    arm: str,
+    metric: str,
+    values: Mapping[str, Mapping[int, float]],
+    windows: Mapping[str, float | None],
+    labels: Mapping[str, tuple[str, ...]],
+    without: str | None,
+    steps: int,
+) -> WindowCurve | None:
+    """Points of everything but `without`, which is what they are to be better than; compared by seed."""
+    if not values:
         return None
     sign = 1 if judged.table.metrics[metric].better == "higher" else -1
-    averages = dict.fromkeys(row.average for run in runs for row in run.result.rows)
-    values = {average: _by_seed(runs, average, metric) for average in averages}
-    values = {average: numbers for average, numbers in values.items() if numbers}
-    means = {average: sign * _mean(list(numbers.values())) for average, numbers in values.items()}
-    if not means:
-        return None
-    best = max(means, key=lambda average: means[average])
+    best = max(values, key=lambda name: sign * fmean(values[name].values()))
     points = []
-    for average, numbers in values.items():
-        window = next((w for run in runs if (w := run.window(average)) is not None), None)
-        found = estimate(list(numbers.values()))
-        if average == RAW or window is None or found is None:
+    for name, numbers in values.items():
+        window, found = windows[name], estimate(list(numbers.values()))
+        if name == without or window is None or found is None:
             continue
-        behind = [sign * (values[best][s] - numbers[s]) for s in sorted(set(values[best]) & set(numbers))]
-        gap = estimate(behind)
+        gap = estimate(
+            [sign * (values[best][s] - numbers[s]) for s in sorted(set(values[best]) & set(numbers))]
+        )
         tied = gap is None or gap.low is None or gap.low <= 0
-        points.append(Point(average, window, found, tied, _labels(judged, arm, average)))
+        points.append(Point(name, window, found, tied, labels[name]))
     points.sort(key=lambda point: point.window)
-    return WindowCurve(
-        arm,
-        metric,
-        estimate(list(values.get(RAW, {}).values())),
-        points,
-        next((point for point in points if point.average == best), None),
-        runs[0].result.steps,
-    )
+    raw = estimate(list(values[without].values())) if without is not None and without in values else None
+    return WindowCurve(arm, metric, raw, points, next((p for p in points if p.average == best), None), steps)
 
 
 def tracks(judged: Judged, arm: str, metric: str) -> list[Track]:
@@ -107,7 +137,3 @@ def _by_seed(runs: Sequence[Run], average: str, metric: str) -> dict[int, float]
 def _labels(judged: Judged, arm: str, average: str) -> tuple[str, ...]:
     rows = judged.rows.values()
     return tuple(row.spec.label for row in rows if row.spec.arm == arm and row.average == average)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -169,7 +169,8 @@ def _problems(table: spec.Table, scale: str, runs: Runs) -> list[str]:
 def _row(table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str]) -> Row:
     by_seed = runs.get(table.rows[key].arm, {})
     average, against = table.average(key, scale), table.against(key)
-    windows = [run.window(average) for run in by_seed.values() if run]
+    decay = spec.at_scale(table.rows[key].decay, scale)
+    windows = [run.window(average) if decay is None else 1 / (1 - decay) for run in by_seed.values() if run]
     status = [run.result.status for run in by_seed.values() if run]
     cells = {}
     for metric in table.metrics:

@@ -107,6 +107,9 @@ class TableRow(Section):
     label: str
     arm: str
     average: str | dict[Scale, str]
+    decay: float | dict[Scale, float] | None = (
+        None  # of the target network, where that is what the row is about
+    )
     against: str | None = None  # the row it is compared with; else the raw weights of the same trajectory
     reported: dict[str, float] = Field(default_factory=dict)  # the article's numbers, by metric
     published: list[Published] = Field(default_factory=list)

@@ -199,3 +199,10 @@ def test_neither_tables_nor_report_import_torch() -> None:
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_table_of_target_networks_has_its_curve_over_rows() -> None:
+    table, runs = golden.target_networks()
+    page = check_self_contained(html.page([judge(table, "small", runs)]))
+    assert "m99 is best, a window of 100 steps or 2% of the run" in page.text
+    assert "of none." in page.text

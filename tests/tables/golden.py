@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from emabench.runs.result import RAW, Result, Row, to_json
+from emabench.tables import spec
 from emabench.tables.gather import Run, read_run
 
 Truth = Callable[[int, float], float]
@@ -241,6 +242,43 @@ def classifiers(folder: Path, seeds: int) -> dict[str, dict[int, Run | None]]:
             }
             arms[arm][seed] = write(folder, found, config, history, pictures=False)
     return arms
+
+
+def target_networks() -> tuple[spec.Table, dict[str, dict[int, Run | None]]]:
+    """A table of an active task: every decay is a run of its own, its row the raw weights; best at 0.99."""
+    truth = {"none": (None, 60.0), "m9": (0.9, 73.0), "m99": (0.99, 78.0), "m999": (0.999, 76.0)}
+    rows = {
+        key: {"label": key, "arm": key, "average": "raw"}
+        | ({} if decay is None else {"decay": decay, "against": "none"})
+        for key, (decay, _) in truth.items()
+    }
+    along = ["m9", "m99", "m999"]
+    table = spec.Table.model_validate(
+        {
+            "name": "t", "title": "T", "section": "16.2", "question": "?", "task": "moco", "seeds": 6,
+            "metrics": {"top1": {"label": "top-1", "better": "higher"}},
+            "arms": {key: [f"ema.decay={decay or 0}"] for key, (decay, _) in truth.items()},
+            "rows": rows,
+            "claims": [{"type": "optimum", "text": "best inside", "metric": "top1", "along": along, "article": ["m99"]}],
+        }
+    )  # fmt: skip
+    rng = np.random.default_rng(4)
+    own = rng.normal(0, 2, 6)
+    runs: dict[str, dict[int, Run | None]] = {
+        key: {
+            seed: Run(
+                result(
+                    {"raw": {"top1": mean + own[seed] + rng.normal(0, 0.2)}},
+                    {"top1": "higher"},
+                    task="moco",
+                    seed=seed,
+                )
+            )
+            for seed in range(6)
+        }
+        for key, (_, mean) in truth.items()
+    }
+    return table, runs
 
 
 def _png(noise: float, seed: int, side: int = 8, across: int = 8) -> bytes:

@@ -14,7 +14,7 @@ from emabench.errors import UserError
 from emabench.runs.result import DamagedResult
 from emabench.tables import gather, spec
 from emabench.tables.claims import Kind
-from emabench.tables.curves import tracks, window_curve
+from emabench.tables.curves import tracks, window_curve, window_curves
 from emabench.tables.gather import Run, all_runs, asked_for, read_run
 from emabench.tables.judge import Judged, judge
 
@@ -190,7 +190,7 @@ def test_steps_to_target(tmp_path: Path) -> None:
     assert first.verdicts["article"].kind in (Kind.REPRODUCED, Kind.DIRECTION)
     assert first.effects[0].estimate.n == 6
     assert "1 of 6 seeds never reached it" in first.effects[0].what
-    assert first.effects[0].values[0] == pytest.approx(-0.5, abs=0.02)
+    assert math.expm1(first.effects[0].tested[0]) == pytest.approx(-0.5, abs=0.02)
     assert second.verdicts["article"].kind is Kind.CONTRADICTED
     # Without measurements along the way there is nothing to compare.
     bare: dict[int, Run | None] = {seed: Run(run.result) for seed, run in runs.items() if run}
@@ -296,3 +296,21 @@ def test_learning_curves_end_at_the_result(ddpm: Judged) -> None:
     mean = ddpm.rows["b9999"].cells["fid"].mean
     assert step == 5000 and mean and last.mean == pytest.approx(mean.mean)
     assert last.n == 8
+
+
+def test_rows_that_are_trajectories_of_their_own() -> None:
+    table, runs = golden.target_networks()
+    judged = judge(table, "small", runs)
+    assert verdicts(judged)["best inside"]["article"] is Kind.REPRODUCED
+    change = judged.rows["m99"].cells["top1"].change
+    assert change and change.mean == pytest.approx(18, abs=0.3) and change.n == 6
+    (curve,) = window_curves(judged, "top1")
+    assert [round(point.window) for point in curve.points] == [10, 100, 1000]
+    assert (
+        curve.best
+        and curve.best.average == "m99"
+        and curve.raw
+        and curve.raw.mean == pytest.approx(60, abs=3)
+    )
+    # The seeds differ by 2, the rows within a seed by 0.2: only pairing tells them apart.
+    assert [point.tied for point in curve.points] == [False, True, False]
