@@ -85,7 +85,7 @@ class Task(base.Task):
         self.images = (real.images.float() / 127.5 - 1).to(self.device)
         self.model = unet(options, real.images.shape[1]).to(self.device)
         self.noise = DDPMScheduler(
-            options.timesteps,
+            num_train_timesteps=options.timesteps,  # by name: what is given by position, from_config forgets
             beta_start=options.beta_start,
             beta_end=options.beta_end,
             variance_type="fixed_large",
