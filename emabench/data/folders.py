@@ -6,22 +6,24 @@ the worker draws each image's augmentation from a seed that comes with its index
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from emabench import seeding
 from emabench.data.batches import Batches
-from emabench.errors import RunFailed, UserError
+from emabench.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in pytorch/examples
+NOT_AN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 FINISH = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
 
 
@@ -35,7 +37,7 @@ def evaluation_view(size: int) -> v2.Compose:
     return v2.Compose([v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size), *FINISH])
 
 
-class Folder(Dataset[tuple[Tensor, int]]):
+class Folder(Dataset[tuple[Tensor, int] | str]):
     """The images below a folder with a subfolder for each class. Raises UserError where there are none."""
 
     def __init__(self, path: Path, view: v2.Compose) -> None:
@@ -50,16 +52,17 @@ class Folder(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.files.samples)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | str:
+        """An image and its class, or what is wrong with the file: a worker's exception would lose its wording."""
         index, seed = item
         path, label = self.files.samples[index]
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise RunFailed(f"{path} is not an image ({error}); remove or replace it") from error
+        except NOT_AN_IMAGE as error:
+            return f"{path} is not an image ({error}); remove or replace it"
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             return self.view(image), label
 
 
@@ -75,23 +78,27 @@ class TrainingStream:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """images (size, 3, H, W) normalised, labels (size,), on the CPU (pinned where there is a GPU)."""
         if step != self._next:
-            self._iterator = iter(_loader(self.folder, self._from(step), self.workers))
+            self._iterator = iter(_loader(self.folder, _plan(self.batches, self.seed, step), self.workers))
         self._next = step + 1
-        images, labels = next(self._iterator)
-        return images, labels
+        return _whole(next(self._iterator))
 
-    def _from(self, step: int) -> Iterator[list[tuple[int, int]]]:
-        while True:
-            chosen = self.batches.indices(step).tolist()
-            yield [(i, seeding.derive(self.seed, "view", step * 2**20 + n)) for n, i in enumerate(chosen)]
-            step += 1
+
+def _plan(batches: Batches, seed: int, step: int) -> Iterator[list[tuple[int, int]]]:
+    """(image, seed of its view) of each batch from `step` on.
+
+    Not a method: the stream and its iterator would hold each other, and workers live on until garbage is collected.
+    """
+    while True:
+        chosen = batches.indices(step).tolist()
+        yield [(i, seeding.derive(seed, "view", step * 2**20 + n)) for n, i in enumerate(chosen)]
+        step += 1
 
 
 def in_order(folder: Folder, size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image once, `size` at a time."""
     whole = [(i, 0) for i in range(len(folder))]
     parts = [whole[at : at + size] for at in range(0, len(whole), size)]
-    yield from _loader(folder, iter(parts), workers)
+    yield from map(_whole, _loader(folder, iter(parts), workers))
 
 
 def _loader(folder: Folder, batches: Iterator[list[tuple[int, int]]], workers: int) -> Any:
@@ -99,6 +106,9 @@ def _loader(folder: Folder, batches: Iterator[list[tuple[int, int]]], workers: i
         folder,
         batch_sampler=_Plan(batches),
         num_workers=workers,
+        collate_fn=_collated,
+        # Without one it draws from torch's own generator: a resumed step would then see other dropout.
+        generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -111,3 +121,15 @@ class _Plan:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return self.batches
+
+
+def _collated(items: list[tuple[Tensor, int] | str]) -> Any:
+    """A batch, or what is wrong with the first of its files that cannot be read."""
+    return next((item for item in items if isinstance(item, str)), None) or default_collate(items)
+
+
+def _whole(batch: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, str):
+        raise UserError(f"task.data: {batch}")
+    images, labels = batch
+    return images, labels

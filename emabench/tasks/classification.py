@@ -108,7 +108,7 @@ class Task(base.Task):
         return {**top, "nll": float(F.cross_entropy(logits, labels))}
 
     def calibration(self) -> Iterator[Tensor]:
-        return (self.data.batch(step)[0] for step in range(self.options.calibration_batches))
+        return (x for x, _ in self.data.first(self.options.calibration_batches))
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -145,6 +145,10 @@ class _InMemory:
             x = crop_and_flip(x, self.options.pad, self.options.flip, draw)
         return x, self.train_y[chosen]
 
+    def first(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of the training, the batches of the first so many steps."""
+        return (self.batch(step) for step in range(batches))
+
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.test_x.split(EVALUATION_BATCH), self.test_y.split(EVALUATION_BATCH), strict=True)
 
@@ -172,6 +176,10 @@ class _Folders:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         return self._here(self.stream.batch(step))
+
+    def first(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+        stream = self._stream()  # of its own, so that the one that training reads goes on where it is
+        return (self._here(stream.batch(step)) for step in range(batches))
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         workers = self.context.workers
