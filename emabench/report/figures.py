@@ -26,12 +26,11 @@ def changes(judged: Judged, metric: str) -> str | None:
             rows.append((row, mine, said, elsewhere))
     if not rows:
         return None
-    ends = [0.0]
+    points, ends = [0.0], []
     for _, mine, said, elsewhere in rows:
-        ends += (
-            [end for end in _ends(mine) if end is not None] + elsewhere + ([said] if said is not None else [])
-        )
-    x = Axis.around([100 * end for end in ends])
+        points += elsewhere + ([said] if said is not None else []) + ([mine.mean] if mine else [])
+        ends += _ends(mine)
+    x = Axis.around([100 * value for value in _reach(points, ends)])
     step = 34.0
     left = 12 + 7.2 * max(len(row.spec.label) for row, *_ in rows)
     figure = Figure(
@@ -56,7 +55,7 @@ def changes(judged: Judged, metric: str) -> str | None:
         if mine:
             lane, tip = next(lanes), f"measured: {say.percent(mine)}, n = {mine.n}"
             if mine.low is not None and mine.high is not None:
-                figure.bar(100 * mine.low, 100 * mine.high, lane, "measured", tip)
+                figure.bar(x.clip(100 * mine.low), x.clip(100 * mine.high), lane, "measured", tip)
             figure.dot(100 * mine.mean, lane, "measured", tip)
         if said is not None:
             figure.diamond(100 * said, next(lanes), "article", f"article: {say.change(said)}")
@@ -77,9 +76,10 @@ def against_window(judged: Judged, curve: WindowCurve) -> str:
     """The metric against the averaging window, the optimum and the table's rows marked."""
     metric = curve.metric
     about = judged.table.metrics[metric]
-    seen = [end for point in curve.points for end in _ends(point.value) if end is not None]
-    raw = [curve.raw.mean] if curve.raw else []
-    y = Axis.around(seen + raw, log=_spans(seen + raw), margin=0.1)
+    seen = [point.value.mean for point in curve.points] + ([curve.raw.mean] if curve.raw else [])
+    reach = _reach(seen, [end for point in curve.points for end in _ends(point.value)])
+    log = _spans(seen)
+    y = Axis.around([value for value in reach if value > 0] if log else reach, log=log, margin=0.1)
     figure = Figure(Axis.around([point.window for point in curve.points], log=True), y)
     figure.axes("averaging window, steps", f"{about.label} {say.arrow(about.better)}")
     _row_names(figure, curve)
@@ -96,7 +96,7 @@ def against_window(judged: Judged, curve: WindowCurve) -> str:
     # The line joins averages of one family; a mean over a stretch (SWA) stands on its own.
     line = [point for point in curve.points if not curve.arm or point.average.startswith("ema_")]
     with_ends = [
-        (p.window, p.value.low, p.value.high)
+        (p.window, y.clip(p.value.low), y.clip(p.value.high))
         for p in line
         if p.value.low is not None and p.value.high is not None
     ]
@@ -150,11 +150,13 @@ def learning(judged: Judged, arm: str, metric: str) -> tuple[str, list[tuple[str
     legend = []
     for i, track in enumerate(found):
         kind = "raw" if track.average == RAW else f"s{i}"
+        spread_of_many = track.points[-1][1].n > 2  # with two seeds a band hides more than it shows
         inside = [(step, e) for step, e in track.points if y.low <= e.mean <= y.high]
-        spread = [(s, e.low, e.high) for s, e in inside if e.low is not None and e.high is not None]
-        if len(spread) > 1 and track.average != RAW:
-            clip = [(s, max(low, y.low), min(high, y.high)) for s, low, high in spread]
-            figure.band([(s, low) for s, low, _ in clip], [(s, high) for s, _, high in clip], kind)
+        spread = [
+            (s, y.clip(e.low), y.clip(e.high)) for s, e in inside if e.low is not None and e.high is not None
+        ]
+        if len(spread) > 1 and track.average != RAW and spread_of_many:
+            figure.band([(s, low) for s, low, _ in spread], [(s, high) for s, _, high in spread], kind)
         if len(inside) > 1:
             figure.line([(step, e.mean) for step, e in inside], kind)
         legend.append((kind, _name(judged, arm, track)))
@@ -166,8 +168,15 @@ def _name(judged: Judged, arm: str, track: Track) -> str:
     return rows[0].spec.label if rows and track.average != RAW else track.label
 
 
-def _ends(found: Estimate | None) -> list[float | None]:
-    return [found.mean, found.low, found.high] if found else []
+def _ends(found: Estimate | None) -> list[float]:
+    return [found.low, found.high] if found and found.low is not None and found.high is not None else []
+
+
+def _reach(points: Sequence[float], ends: Sequence[float]) -> list[float]:
+    """What an axis is to show: all points, and of intervals (wide as barns with two seeds) a sensible part."""
+    low, high = min(points), max(points)
+    span = high - low
+    return [*points, *(min(max(end, low - span / 2), high + span / 2) for end in ends)]
 
 
 def _spans(values: Sequence[float]) -> bool:

@@ -103,6 +103,11 @@ class _Section:
         return self.judged.table
 
     @property
+    def id(self) -> str:
+        """Of its place on the page."""
+        return files.stem(self.judged)
+
+    @property
     def run(self) -> bool:
         return bool(self.judged.all_runs)
 
@@ -114,21 +119,22 @@ class _Section:
         """Are there numbers of others to compare with?"""
         return any(map(self.table.says, self.table.metrics))
 
-    def findings(self) -> Iterator[str]:
+    def findings(self) -> Iterator[tuple[str, str]]:
         """By arm, the best average of the main metric in a sentence."""
-        metric = next(iter(self.table.metrics))
-        label = self.table.metrics[metric].label
-        for curve in curves.window_curves(self.judged, metric):
-            where = f"{curve.arm.capitalize()}: " if curve.arm and len(self.table.arms) > 1 else ""
-            without = "the raw weights" if curve.arm else "none"
-            if curve.best is None and curve.raw:
-                yield f"{where}{'no' if where else 'No'} average beats {without} ({label} {say.measured(curve.raw)})."
-            elif curve.best:
-                yield where + self._best(curve, curve.best, without)
+        for curve in curves.window_curves(self.judged, next(iter(self.table.metrics))):
+            arm = curve.arm.capitalize() if len(self.table.arms) > 1 else ""
+            yield arm, self._finding(curve)
 
-    def _best(self, curve: curves.WindowCurve, best: curves.Point, without: str) -> str:
-        """The best average in a sentence, and those that may be as good."""
+    def _finding(self, curve: curves.WindowCurve) -> str:
         label = self.table.metrics[curve.metric].label
+        without, best = "the raw weights" if curve.arm else "none", curve.best
+        if best is None:
+            return f"No average beats {without} ({label} {say.measured(curve.raw)})."
+        if curve.raw_tied:
+            return (
+                f"No average is shown to beat {without} ({label} {say.measured(curve.raw)}); "
+                f"{_called(curve, best)} is ahead with {say.measured(best.value)}."
+            )
         against = f" against {say.measured(curve.raw)} of {without}" if curve.raw else ""
         tied = [_called(curve, point) for point in curve.points if point.tied and point is not best]
         also = f" {_and(tied)} {'is' if len(tied) == 1 else 'are'} not shown to be worse." if tied else ""

@@ -37,9 +37,12 @@ class Axis:
     def share(self, value: float) -> float:
         """Where a value lies, from 0 to 1."""
         if self.log:
-            value = max(value, self.low / 1e6)
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
+
+    def clip(self, value: float) -> float:
+        """The value, or the end of the axis that it lies beyond."""
+        return min(max(value, self.low), self.high)
 
     def ticks(self, about: int = 5) -> list[float]:
         """Round values within the range."""

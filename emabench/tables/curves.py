@@ -30,6 +30,7 @@ class WindowCurve:
     arm: str
     metric: str
     raw: Estimate | None  # without averaging
+    raw_tied: bool  # by seed, without averaging is not shown (at 5 %) to be worse than the best
     points: Sequence[Point]
     best: Point | None  # None where no average is better than none
     steps: int
@@ -100,16 +101,25 @@ def _curve(
     points = []
     for name, numbers in values.items():
         window, found = windows[name], estimate(list(numbers.values()))
-        if name == without or window is None or found is None:
-            continue
-        gap = estimate(
-            [sign * (values[best][s] - numbers[s]) for s in sorted(set(values[best]) & set(numbers))]
-        )
-        tied = gap is None or gap.low is None or gap.low <= 0
-        points.append(Point(name, window, found, tied, labels[name]))
+        if name != without and window is not None and found is not None:
+            points.append(Point(name, window, found, _tied(values[best], numbers, sign), labels[name]))
     points.sort(key=lambda point: point.window)
-    raw = estimate(list(values[without].values())) if without is not None and without in values else None
-    return WindowCurve(arm, metric, raw, points, next((p for p in points if p.average == best), None), steps)
+    base = values.get(without, {}) if without else {}
+    return WindowCurve(
+        arm,
+        metric,
+        estimate(list(base.values())),
+        bool(base) and _tied(values[best], base, sign),
+        points,
+        next((point for point in points if point.average == best), None),
+        steps,
+    )
+
+
+def _tied(best: Mapping[int, float], other: Mapping[int, float], sign: int) -> bool:
+    """Does the paired interval of what the other is behind by reach down to zero?"""
+    gap = estimate([sign * (best[seed] - other[seed]) for seed in sorted(set(best) & set(other))])
+    return gap is None or gap.low is None or gap.low <= 0
 
 
 def tracks(judged: Judged, arm: str, metric: str) -> list[Track]:

@@ -164,6 +164,16 @@ def test_a_table_that_was_not_run_shows_what_is_reported() -> None:
     assert "measured" not in page.text.partition("How to read")[0]
 
 
+def test_no_more_is_said_of_the_best_than_is_shown(classifiers: Judged, tmp_path: Path) -> None:
+    text = Page(html.page([classifiers])).text
+    assert "Annealed. No average" in text
+    assert "Constant. swa is best" in text and "ema_0.998 is not shown to be worse" in text
+    noisy = judge(spec.load("ddpm_cifar10"), "small", golden.diffusion(tmp_path / "one", 1))
+    assert "No average is shown to beat the raw weights" in Page(html.page([noisy])).text, (
+        "one seed shows nothing"
+    )
+
+
 def test_one_seed_gives_a_page_without_intervals(tmp_path: Path) -> None:
     judged = judge(spec.load("ddpm_cifar10"), "small", golden.diffusion(tmp_path, 1))
     page = check_self_contained(html.page([judged]))
@@ -206,3 +216,11 @@ def test_a_table_of_target_networks_has_its_curve_over_rows() -> None:
     page = check_self_contained(html.page([judge(table, "small", runs)]))
     assert "m99 is best, a window of 100 steps or 2% of the run" in page.text
     assert "of none." in page.text
+
+
+def test_one_table_at_two_scales_is_two_sections(ddpm: Judged) -> None:
+    page = check_self_contained(html.page([ddpm, judge(ddpm.table, "paper", {"constant": {0: None}})]))
+    assert {value for tag, name, value in page.attributes if tag == "section" and name == "id"} >= {
+        "ddpm_cifar10",
+        "ddpm_cifar10-paper",
+    }
