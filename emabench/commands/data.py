@@ -10,13 +10,19 @@ from emabench.compose import configuration
 from emabench.data import catalog
 from emabench.errors import DONE, RunFailed, UserError, nearest
 
-FETCHED = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # torchvision's names
+FETCHED = {
+    "fashion_mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+}  # torchvision's names
 
 
 def main(words: Sequence[str]) -> int:
     """`emabench data NAME [data_dir=…]`: into data_dir, checksummed; what is there already stays."""
     if not words or words[0] not in catalog.DATASETS:
-        given = f"{words[0]!r} is no data set{nearest(words[0], catalog.DATASETS)}" if words else "name one of "
+        given = (
+            f"{words[0]!r} is no data set{nearest(words[0], catalog.DATASETS)}" if words else "name one of "
+        )
         raise UserError(given if words else given + ", ".join(catalog.DATASETS))
     name, data_dir = words[0], Path(configuration(words[1:]).data_dir)
     there = catalog.found(name, data_dir)
@@ -38,7 +44,9 @@ def _fetch(name: str, data_dir: Path) -> Path:
         aside.mkdir(parents=True, exist_ok=True)
         getattr(datasets, FETCHED[name])(aside, download=True)
     except Exception as error:
-        raise RunFailed(f"{name}: the download failed ({error})\n{catalog.DATASETS[name].how_to_get}") from error
+        raise RunFailed(
+            f"{name}: the download failed ({error})\n{catalog.DATASETS[name].how_to_get}"
+        ) from error
     for place in catalog.DATASETS[name].places:
         if (aside / place).is_dir():
             (data_dir / place).parent.mkdir(parents=True, exist_ok=True)

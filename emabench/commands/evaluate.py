@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emabench.runs.named import named_run
 from emabench.errors import DONE, UserError
+from emabench.runs.named import named_run
 
 
 def main(words: Sequence[str]) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from emabench.runs.named import named_run
 from emabench.errors import DONE, UserError, nearest
+from emabench.runs.named import named_run
 
 
 def main(words: Sequence[str]) -> int:

@@ -18,7 +18,9 @@ def named_run(
     """The run's configuration and directory, and the options with their defaults. Raises UserError."""
     if not words or "=" in words[0]:
         usage = " ".join(f"[{name}=…]" for name in options)
-        raise UserError(f"emabench {verb} RUN {usage}: RUN is a run's directory, <results_dir>/<task>/<run_id>")
+        raise UserError(
+            f"emabench {verb} RUN {usage}: RUN is a run's directory, <results_dir>/<task>/<run_id>"
+        )
     chosen = dict(options)
     for word in words[1:]:
         key, equals, value = word.partition("=")

@@ -13,7 +13,6 @@ from emabench.config import Config, identity
 from emabench.runs.directory import RunDirectory
 from emabench.runs.result import Result, Row
 
-
 Mode = Literal["online", "offline"]
 
 

@@ -117,8 +117,11 @@ def test_unwritable_results_dir_is_the_users_to_mend(tmp_path: Path) -> None:
 
 def test_second_process_on_a_run_is_told(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
+    with (
+        directory.locked(),
+        pytest.raises(UserError, match="is being run by process"),
+        RunDirectory(tmp_path).locked(),
+    ):
+        pytest.fail("two processes hold one run")
     with directory.locked():
-        with pytest.raises(UserError, match="is being run by process"), RunDirectory(tmp_path).locked():
-            pass
-    with directory.locked():
-        pass
+        pass  # the first is gone: free again
