@@ -138,7 +138,8 @@ class Training:
 
     # -- state --------------------------------------------------------------------------------------------------
 
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
         return {
             "task": self.task.state_dict(),
             "averager": self.averager.state_dict(),
@@ -159,17 +160,16 @@ class Training:
 
     def _checkpoint(self) -> None:
         self.history.sync()
-        checkpoint.save(self.directory.checkpoints, self.step, self._state(), self.config.checkpoint.keep)
+        checkpoint.save(self.directory.checkpoints, self.step, self.state(), self.config.checkpoint.keep)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def result(self) -> Result:
         """Train to the end, measure every set of weights, and say what was found."""
         result = None
-        self.history = History(self.directory.history, self.step)
-        self.tracker = tracker(self.config, self.directory, self.progress.say)
+        self.begin()
         try:
-            diverged = self._train()
+            diverged = self.train(self.config.steps)
             if diverged:
                 rows = [
                     Row(
@@ -190,15 +190,20 @@ class Training:
             self.progress.close()
             self.history.close()
 
-    def _train(self) -> str | None:
-        """Steps until the end. Returns None, or in words what was not finite and when."""
-        config = self.config
+    def begin(self) -> None:
+        """Open what is written along the run."""
+        self.history = History(self.directory.history, self.step)
+        self.tracker = tracker(self.config, self.directory, self.progress.say)
         self.progress.start(self.step)
+
+    def train(self, until: int) -> str | None:
+        """Steps until so many are done. Returns None, or in words what was not finite and when."""
+        config = self.config
         self.model.train()
         saved = time.monotonic()
         if self._measures_here() and self.step not in self.history.measured:
             self._measure_along()  # stopped after the checkpoint and before the measurement
-        while self.step < config.steps:
+        while self.step < until:
             began = time.perf_counter()
             # Dropout and the like draw from torch's own generator: derive its state from the step as well.
             seed_default(config.seed, "step", self.step, self.device)

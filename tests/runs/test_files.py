@@ -50,8 +50,12 @@ def test_what_is_not_finite_is_null_with_a_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '{"schema": 1}', to_json(RESULT)[:-40], to_json(RESULT).replace("3.5", '"x"')]
-    + [to_json(RESULT).replace('"schema": 1', '"schema": 0'), to_json(RESULT).replace("finished", "done")],
+    [
+        *("", "{", "[]", "null", '{"schema": 1}', to_json(RESULT)[:-40]),
+        to_json(RESULT).replace("3.5", '"x"'),
+        to_json(RESULT).replace('"schema": 1', '"schema": 0'),
+        to_json(RESULT).replace("finished", "done"),
+    ],
 )
 def test_damaged_results_are_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "result.json"
