@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from emabench.report import format as say
@@ -26,11 +27,10 @@ def changes(judged: Judged, metric: str) -> str | None:
             rows.append((row, mine, said, elsewhere))
     if not rows:
         return None
-    points, ends = [0.0], []
+    points = [0.0]
     for _, mine, said, elsewhere in rows:
         points += elsewhere + ([said] if said is not None else []) + ([mine.mean] if mine else [])
-        ends += _ends(mine)
-    x = Axis.around([100 * value for value in _reach(points, ends)])
+    x = Axis.around([100 * value for value in _reach(points, [mine for _, mine, *_ in rows if mine])])
     step = 34.0
     left = 12 + 7.2 * max(len(row.spec.label) for row, *_ in rows)
     figure = Figure(
@@ -72,27 +72,21 @@ def _lanes(row: int, count: int) -> list[float]:
     return [row + 0.26 * (i - (count - 1) / 2) for i in range(count)]
 
 
-def against_window(judged: Judged, curve: WindowCurve) -> str:
-    """The metric against the averaging window, the optimum and the table's rows marked."""
-    metric = curve.metric
-    about = judged.table.metrics[metric]
-    seen = [point.value.mean for point in curve.points] + ([curve.raw.mean] if curve.raw else [])
-    reach = _reach(seen, [end for point in curve.points for end in _ends(point.value)])
-    log = _spans(seen)
-    y = Axis.around([value for value in reach if value > 0] if log else reach, log=log, margin=0.1)
+def against_window(judged: Judged, found: Sequence[WindowCurve]) -> list[str]:
+    """The metric against the averaging window, the optimum and the table's rows marked; on axes of one height."""
+    means = [point.value for curve in found for point in curve.points] + [c.raw for c in found if c.raw]
+    y = _axis([each.mean for each in means], means, margin=0.1)
+    return [_against_window(judged, curve, y) for curve in found]
+
+
+def _against_window(judged: Judged, curve: WindowCurve, y: Axis) -> str:
+    about = judged.table.metrics[curve.metric]
     figure = Figure(Axis.around([point.window for point in curve.points], log=True), y)
     figure.axes("averaging window, steps", f"{about.label} {say.arrow(about.better)}")
     _row_names(figure, curve)
     if curve.raw:
         figure.level(curve.raw.mean, "raw")
-        a = figure.at_y(curve.raw.mean)
-        figure.text(
-            WIDTH - figure.right,
-            a + (14 if a < figure.height / 2 else -6),
-            "raw weights",
-            anchor="end",
-            kind="raw",
-        )
+        _name_raw(figure, curve, curve.raw.mean)
     # The line joins averages of one family; a mean over a stretch (SWA) stands on its own.
     line = [point for point in curve.points if not curve.arm or point.average.startswith("ema_")]
     with_ends = [
@@ -119,6 +113,20 @@ def against_window(judged: Judged, curve: WindowCurve) -> str:
     return figure.svg(f"{about.label} against the averaging window{f', {curve.arm}' if curve.arm else ''}")
 
 
+def _name_raw(figure: Figure, curve: WindowCurve, level: float) -> None:
+    """Name the line of the raw weights at the end, above or below it, where the curve is furthest away."""
+    dots = [figure.at(point.window, point.value.mean) for point in curve.points]
+    places = [
+        (x, figure.at_y(level) + dy, anchor)
+        for x, anchor in ((figure.left + 4, "start"), (WIDTH - figure.right, "end"))
+        for dy in (-6, 14)
+    ]
+    x, y, anchor = max(
+        places, key=lambda place: min(math.hypot(place[0] - a, 2 * (place[1] - b)) for a, b in dots)
+    )
+    figure.text(x, y, "raw weights" if curve.arm else "without", anchor=anchor, kind="raw")
+
+
 def _row_names(figure: Figure, curve: WindowCurve) -> None:
     """The names of the table's rows above the plot, on thin uprights; a name too close to the one before steps down."""
     last, lane = -1e9, 0
@@ -135,17 +143,24 @@ def _row_names(figure: Figure, curve: WindowCurve) -> None:
         last = x + half
 
 
-def learning(judged: Judged, arm: str, metric: str) -> tuple[str, list[tuple[str, str]]] | None:
-    """The metric along training, and the legend: (class, label) of each line."""
-    found = tracks(judged, arm, metric)
-    if not found:
-        return None
-    about = judged.table.metrics[metric]
+def learning(judged: Judged, metric: str) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """By arm, the metric along training: the arm, the plot, and (class, label) of each line; on axes of one height."""
+    found = {arm: each for arm in judged.table.arms if (each := tracks(judged, arm, metric))}
     # What comes before the first tenth of training would squeeze the rest into a corner.
-    last = found[0].points[-1][0]
-    late = [e.mean for track in found for step, e in track.points if step >= last / 10]
-    y = Axis.around(late, log=_spans(late), margin=0.08)
-    figure = Figure(Axis(0, last * 1.02), y)
+    late = [
+        e for each in found.values() for t in each for step, e in t.points if step >= t.points[-1][0] / 10
+    ]
+    return [
+        (arm, *_learning(judged, arm, metric, each, _axis([e.mean for e in late], [])))
+        for arm, each in found.items()
+    ]
+
+
+def _learning(
+    judged: Judged, arm: str, metric: str, found: Sequence[Track], y: Axis
+) -> tuple[str, list[tuple[str, str]]]:
+    about = judged.table.metrics[metric]
+    figure = Figure(Axis(0, found[0].points[-1][0] * 1.02), y)
     figure.axes("training steps", f"{about.label} {say.arrow(about.better)}")
     legend = []
     for i, track in enumerate(found):
@@ -168,16 +183,19 @@ def _name(judged: Judged, arm: str, track: Track) -> str:
     return rows[0].spec.label if rows and track.average != RAW else track.label
 
 
-def _ends(found: Estimate | None) -> list[float]:
-    return [found.low, found.high] if found and found.low is not None and found.high is not None else []
+def _axis(means: Sequence[float], found: Sequence[Estimate], margin: float = 0.08) -> Axis:
+    """A vertical axis on which these means are seen, and what is sensible of their intervals."""
+    log = min(means) > 0 and max(means) / min(means) > LOG_ABOVE
+    reach = [value for value in _reach(means, found) if value > 0 or not log]
+    return Axis.around(reach, log=log, margin=margin)
 
 
-def _reach(points: Sequence[float], ends: Sequence[float]) -> list[float]:
-    """What an axis is to show: all points, and of intervals (wide as barns with two seeds) a sensible part."""
+def _reach(points: Sequence[float], found: Sequence[Estimate]) -> list[float]:
+    """What an axis is to show: all points, the intervals of three seeds and more, and a part of those of two."""
     low, high = min(points), max(points)
-    span = high - low
-    return [*points, *(min(max(end, low - span / 2), high + span / 2) for end in ends)]
-
-
-def _spans(values: Sequence[float]) -> bool:
-    return min(values) > 0 and max(values) / min(values) > LOG_ABOVE
+    reach, span = list(points), high - low
+    for each in found:
+        for end in (each.low, each.high):
+            if end is not None:
+                reach.append(end if each.n > 2 else min(max(end, low - span / 2), high + span / 2))
+    return reach

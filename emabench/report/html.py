@@ -191,12 +191,11 @@ class _Section:
     def windows(self) -> Iterator[dict[str, Any]]:
         """The metric against the window, of each metric that a claim is about, in each arm."""
         for metric in self._claimed():
-            for curve in curves.window_curves(self.judged, metric):
-                yield {
-                    "arm": curve.arm,
-                    "svg": Markup(figures.against_window(self.judged, curve)),
-                    "label": self.table.metrics[metric].label,
-                }
+            found = curves.window_curves(self.judged, metric)
+            for curve, svg in zip(
+                found, figures.against_window(self.judged, found) if found else [], strict=True
+            ):
+                yield {"arm": curve.arm, "svg": Markup(svg), "label": self.table.metrics[metric].label}
 
     def ladder(self) -> Iterator[dict[str, Any]]:
         """Every average of every arm, in numbers."""
@@ -231,14 +230,9 @@ class _Section:
     def learning(self) -> Iterator[dict[str, Any]]:
         """Learning curves of the main metric in each arm."""
         metric = next(iter(self.table.metrics))
-        for arm in self.table.arms:
-            if drawn := figures.learning(self.judged, arm, metric):
-                yield {
-                    "arm": arm,
-                    "svg": Markup(drawn[0]),
-                    "legend": drawn[1],
-                    "label": self.table.metrics[metric].label,
-                }
+        label = self.table.metrics[metric].label
+        for arm, svg, legend in figures.learning(self.judged, metric):
+            yield {"arm": arm, "svg": Markup(svg), "legend": legend, "label": label}
 
     def _claimed(self) -> list[str]:
         claimed = {claim.metric for claim in self.table.claims}

@@ -103,7 +103,7 @@ class Figure:
     def axes(self, x_title: str, y_title: str, x_label: Callable[[float], str] = label) -> None:
         """Grid lines, tick labels and titles."""
         floor = self.height - self.bottom
-        for value in self.y.ticks(4):
+        for value in self.y.ticks():
             y = self.at_y(value)
             self._add(
                 f'<line class="grid" x1="{self.left:.1f}" x2="{WIDTH - self.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
