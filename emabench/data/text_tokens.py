@@ -20,7 +20,7 @@ from torch import Tensor
 from emabench.data.text import SPLITS, Corpus
 from emabench.errors import UserError
 
-FORMAT = 1  # of what is in the cache; count up when any of it changes
+FORMAT = 2  # of what is in the cache; count up when any of it changes
 RESIDENT = 2**30  # bytes: token streams up to this size are copied to the device
 UNKNOWN = "<unk>"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 … 4 of a trained subword vocabulary
@@ -56,12 +56,15 @@ class Stream:
         self.device, self.length = device, len(ids)
         self.ids = torch.from_numpy(ids.astype(np.int32)).to(device) if 4 * len(ids) <= RESIDENT else ids
 
-    def windows(self, starts: Tensor, length: int) -> Tensor:
-        """The `length` ids from each of `starts` (int64, on the CPU): int64 [len(starts), length] on the device."""
-        at = starts[:, None] + torch.arange(length)
+    def take(self, at: Tensor) -> Tensor:
+        """The ids at these places (int64, on the CPU): int64 of the same shape, on the device."""
         if isinstance(self.ids, Tensor):
             return self.ids[at.to(self.device, non_blocking=True)].long()
         return torch.from_numpy(self.ids[at.numpy()].astype(np.int64)).to(self.device)
+
+    def windows(self, starts: Tensor, length: int) -> Tensor:
+        """The `length` ids from each of `starts` (int64, on the CPU): int64 [len(starts), length] on the device."""
+        return self.take(starts[:, None] + torch.arange(length))
 
 
 def tokenised(
@@ -200,7 +203,16 @@ class Subwords:
         self.size, self.key = size, f"bpe-{size}"
 
     def fit(self, corpus: Corpus) -> Encoder:
-        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+        from tokenizers import (
+            Regex,
+            Tokenizer,
+            decoders,
+            models,
+            normalizers,
+            pre_tokenizers,
+            processors,
+            trainers,
+        )
 
         tokenizer = Tokenizer(models.BPE())
         blanks = normalizers.Replace(Regex(r"\s+"), " ")
@@ -214,6 +226,11 @@ class Subwords:
             show_progress=False,
         )
         tokenizer.train_from_iterator(corpus.documents("train"), trainer)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+        )
         return Given(tokenizer)
 
 
@@ -225,8 +242,8 @@ class GivenTokenizer:
 
         said = f"{key}={name}"
         try:
-            file = Path(name)
-            self.tokenizer = Tokenizer.from_file(name) if file.is_file() else Tokenizer.from_pretrained(name)
+            local = Path(name).is_file() or name.endswith(".json")
+            self.tokenizer = Tokenizer.from_file(name) if local else Tokenizer.from_pretrained(name)
         except Exception as error:  # tokenizers raises bare Exception
             raise UserError(
                 f"{said}: is neither a tokenizer.json nor to be had from the Hugging Face hub "

@@ -1,0 +1,561 @@
+"""BERT: masked tokens and next sentences (§8.2 of the article), with and without LayerNorm (§17.2).
+
+Small: two layers on the text that every Python carries. Paper: BERT-base on Wikipedia and books, fine-tuned on
+GLUE (Devlin et al. 2019). Batches and masks are functions of (seed, step); the masks of validation are fixed.
+
+For §17.2 a fixed random subset of the weights, and the EMAs of it, is written down over the last steps of the run.
+From that come the variance of the weights about their trend, how much an average reduces it, and what the reduction
+would be if every weight were an AR(1) process with the ρ that it shows from one step to the next:
+
+    Var(ema) / Var(θ) = (1 − β)/(1 + β) · (1 + βρ)/(1 − βρ).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertForPreTraining
+
+from emabench.config import Count, Fraction, Positive, Section
+from emabench.data.text import load_hub, open_corpus
+from emabench.data.text_tokens import GivenTokenizer, Stream, Subwords, Vocabulary, tokenised
+from emabench.errors import UserError
+from emabench.seeding import generator
+from emabench.tasks import base
+from emabench.tasks.base import Direction
+
+# By GLUE task: the columns of its one or two sentences, and the split that accuracy is measured on.
+GLUE = {
+    "mnli": (("premise", "hypothesis"), "validation_matched"),
+    "mrpc": (("sentence1", "sentence2"), "validation"),
+    "qnli": (("question", "sentence"), "validation"),
+    "qqp": (("question1", "question2"), "validation"),
+    "rte": (("sentence1", "sentence2"), "validation"),
+    "sst2": (("sentence",), "validation"),
+}
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class FineTune(Section):
+    """The classification that the weights are fine-tuned for: at the end of the run, on a copy of them."""
+
+    task: Literal[
+        "parts", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"
+    ]  # parts: which part of the corpus it is from
+    parts: Annotated[int, Field(ge=2)]  # parts: how many of equal length
+    test: Count  # parts: windows that the accuracy is measured on
+    steps: Count
+    batch_size: Count
+    lr: Positive  # of AdamW; a tenth of the steps warm up, then it falls linearly to 0
+    restarts: Count  # accuracies of so many fine-tunings are averaged
+
+
+class Variance(Section):
+    """What of the weights is written down along the run."""
+
+    weights: Count  # how many of them
+    steps: Annotated[int, Field(ge=8)]  # over so many steps at the end of the run
+    decays: float | list[float]  # of the averages whose variance is compared: those of the run
+
+
+class Options(Section):
+    """The model, the text and what is measured."""
+
+    name: Literal["bert"]
+    corpus: str  # topics, python, a text file, a folder, hub:<data set>[+<data set>]
+    tokenizer: str | None  # a tokenizer.json or a name on the Hugging Face hub; null: trained on the corpus
+    vocabulary: Annotated[int, Field(ge=300)]  # of a tokenizer that is trained here
+    layers: Count
+    hidden: Count
+    heads: Count
+    intermediate: Count
+    length: Annotated[int, Field(ge=8)]  # tokens of a sequence
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    layer_norm: bool
+    initial_sd: Positive  # of the weights drawn at the start
+    masked: Fraction  # share of the tokens that are to be predicted
+    validation_sequences: Count
+    finetune: FineTune
+    variance: Variance
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of two segments, [CLS] a … [SEP] b … [SEP], with tokens masked. All on the device."""
+
+    ids: Tensor  # [n, length]
+    segments: Tensor  # [n, length], 0 or 1
+    places: Tensor  # [n, masked tokens], where the masked tokens are
+    tokens: Tensor  # [n, masked tokens], what they were
+    follows: (
+        Tensor  # [n], 1 where the second segment follows the first in the text, 0 where it is from anywhere
+    )
+
+
+class Sequences:
+    """Draws batches from a stream of tokens. Documents end in [SEP]; a segment may go over such an end."""
+
+    def __init__(self, stream: Stream, special: Mapping[str, int], size: int, options: Options) -> None:
+        self.stream, self.special, self.size, self.options = stream, special, size, options
+        self.tokens = options.length - 3  # of the text, in a sequence
+        self.masked = max(1, round(options.masked * self.tokens))
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """`count` sequences from anywhere in the stream."""
+        starts = torch.randint(self.stream.length - self.tokens + 1, (count,), generator=generator)
+        return self.at(starts, generator)
+
+    def at(self, starts: Tensor, generator: torch.Generator) -> Batch:
+        """Sequences whose first segments begin at these tokens of the stream."""
+        count, length = len(starts), self.options.length
+        last = self.stream.length - self.tokens
+        quarter = self.tokens // 4
+        first = torch.randint(quarter, self.tokens - quarter + 1, (count, 1), generator=generator)
+        follows = torch.rand(count, generator=generator) < 0.5
+        anywhere = torch.randint(last + 1, (count,), generator=generator)
+        second = torch.where(follows, starts + first[:, 0], anywhere)
+        j = torch.arange(length)
+        in_first = j <= first  # with [CLS]; the second segment begins after [SEP] at first + 1
+        at = torch.where(in_first, starts[:, None] + j - 1, second[:, None] + j - first - 2)
+        ids = self.stream.take(at.clamp(0, self.stream.length - 1))
+        ends = (j == first + 1) | (j == length - 1)
+        framing = (ends | (j == 0)).to(ids.device)
+        ids[:, 0] = self.special["[CLS]"]
+        ids.masked_fill_(ends.to(ids.device), self.special["[SEP]"])
+        segments = (j > first + 1).long().to(ids.device)
+        ids, places, tokens = self._mask(ids, framing, generator)
+        return Batch(ids, segments, places, tokens, follows.long().to(ids.device))
+
+    def _mask(
+        self, ids: Tensor, framing: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose the tokens to predict: 80 % become [MASK], 10 % any token, 10 % stay (Devlin et al., §3.1)."""
+        score = torch.rand(ids.shape, generator=generator).to(ids.device).masked_fill_(framing, -1.0)
+        places = score.topk(self.masked, 1).indices
+        tokens = ids.gather(1, places)
+        fate = torch.rand(places.shape, generator=generator).to(ids.device)
+        other = torch.randint(self.size, places.shape, generator=generator).to(ids.device)
+        shown = torch.where(fate < 0.9, other, tokens).masked_fill_(fate < 0.8, self.special["[MASK]"])
+        return ids.scatter(1, places, shown), places, tokens
+
+
+class Model(nn.Module):
+    """`BertForPreTraining`, with the prediction head run on the masked tokens alone."""
+
+    def __init__(self, options: Options, vocabulary: int, padding: int) -> None:
+        super().__init__()
+        config = BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=options.hidden,
+            num_hidden_layers=options.layers,
+            num_attention_heads=options.heads,
+            intermediate_size=options.intermediate,
+            max_position_embeddings=options.length,
+            hidden_dropout_prob=options.dropout,
+            attention_probs_dropout_prob=options.dropout,
+            initializer_range=options.initial_sd,
+            pad_token_id=padding,
+        )
+        self.bert = BertForPreTraining(config)
+        if not options.layer_norm:
+            _without_layer_norm(self.bert)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scores of the masked tokens [n, masked, vocabulary], and of following or not [n, 2]."""
+        hidden, pooled = self.bert.bert(batch.ids, token_type_ids=batch.segments, return_dict=False)[:2]
+        masked = hidden.gather(1, batch.places[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.bert.cls.predictions(masked), self.bert.cls.seq_relationship(pooled)
+
+
+def _without_layer_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.LayerNorm):
+            setattr(module, name, nn.Identity())
+        else:
+            _without_layer_norm(child)
+
+
+class Task(base.Task):
+    """BERT pre-training."""
+
+    metrics: ClassVar[Mapping[str, Direction]] = {
+        "perplexity": Direction.LOWER,  # of the masked tokens of the validation text
+        "finetune_accuracy": Direction.HIGHER,  # per cent
+        "variance_reduction": Direction.HIGHER,  # variance of the raw weights over that of these, about the trend
+        "fluctuation": Direction.LOWER,  # standard deviation of these weights about the trend, over their size
+    }
+
+    def __init__(self, options: Options, context: base.Context) -> None:
+        self.options, self.context = options, context
+        if options.hidden % options.heads:
+            raise UserError(f"task.heads={options.heads}: does not divide task.hidden={options.hidden}")
+        vocabulary: Vocabulary = (
+            GivenTokenizer(options.tokenizer) if options.tokenizer else Subwords(options.vocabulary)
+        )
+        corpus = open_corpus(options.corpus, context.data_dir)
+        self.text = tokenised(corpus, vocabulary, context.cache_dir, context.progress)
+        for split, ids in (("train", self.text.train), ("valid", self.text.valid)):
+            if len(ids) < 2 * options.length:
+                raise UserError(
+                    f"task.corpus={options.corpus}: {len(ids)} tokens to {split} are too few for sequences of "
+                    f"{options.length}; give more text, or a smaller task.length"
+                )
+        self.special = _special_ids(self.text.folder)
+        self.train = self._sequences(Stream(self.text.train, context.device))
+        self.validation = self._fixed(self._sequences(Stream(self.text.valid, context.device)))
+        self.labelled = self._labelled()
+        self.model = Model(options, self.text.size, self.special["[PAD]"]).to(context.device)
+        # BERT's own optimiser lets biases and LayerNorm not decay.
+        matrices: dict[str, Any] = {"params": [p for p in self.model.parameters() if p.ndim > 1]}
+        rest: dict[str, Any] = {
+            "params": [p for p in self.model.parameters() if p.ndim < 2],
+            "weight_decay": 0.0,
+        }
+        self.optimizer = context.optimizer([matrices, rest])
+        self.trace = Trace(self.model, options.variance, context)
+        self.done = 0  # steps
+
+    def _sequences(self, stream: Stream) -> Sequences:
+        return Sequences(stream, self.special, self.text.size, self.options)
+
+    def _fixed(self, sequences: Sequences) -> list[Batch]:
+        """The same sequences and masks for every set of weights and every seed, spread evenly over the text."""
+        count = self.options.validation_sequences
+        starts = torch.linspace(0, sequences.stream.length - sequences.tokens, count).long()
+        return [
+            sequences.at(part, generator(0, "validation", index))
+            for index, part in enumerate(starts.split(self.context.batch_size))
+        ]
+
+    def _labelled(self) -> tuple[Examples, Examples]:
+        finetune, length = self.options.finetune, self.options.length
+        if finetune.task == "parts":
+            return parts(self.train.stream, self.special, length, finetune)
+        return glue(finetune.task, self.text.folder, length, self.special["[PAD]"], self.context.device)
+
+    @property
+    def measured_with(self) -> Mapping[str, str]:
+        o, f = self.options, self.options.finetune
+        task = f"{f.parts} parts of {self.text.label}" if f.task == "parts" else f"{f.task}, development set"
+        return {
+            "perplexity": f"{self.text.label}, {o.validation_sequences} sequences of {o.length}, {o.masked:.0%} masked",
+            "finetune_accuracy": f"{task}, {f.restarts} × {f.steps} steps",
+            "variance_reduction": f"{len(self.trace.at)} weights over the last {self.trace.steps} steps",
+            "fluctuation": f"{len(self.trace.at)} weights over the last {self.trace.steps} steps",
+        }
+
+    def averaged(self) -> nn.Module:
+        return self.model
+
+    def train_step(self, step: int) -> Mapping[str, Tensor | float]:
+        batch = self.train.draw(self.context.batch_size, self.context.generator("batch", step))
+        with self.context.autocast():
+            tokens, follows = self.model(batch)
+        masked = F.cross_entropy(tokens.float().flatten(0, 1), batch.tokens.flatten())
+        following = F.cross_entropy(follows.float(), batch.follows)
+        norm = self.optimizer.step(masked + following, step)
+        self.done = step + 1
+        self.trace.add(self.done, masked.detach())
+        scalars = {"loss": (masked + following).detach(), "loss_masked": masked.detach()}
+        return scalars | ({} if norm is None else {"grad_norm": norm})
+
+    # -- measuring ----------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> Mapping[str, float]:
+        """All metrics at the end of the run; along the way the perplexity alone, for the others take minutes."""
+        metrics = {"perplexity": self._perplexity()}
+        if self.done < self.context.steps:
+            return metrics
+        return metrics | {"finetune_accuracy": self._finetuned()} | self.trace.of_weights_in_place()
+
+    def _perplexity(self) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=self.context.device)
+        for batch in self.validation:
+            with self.context.autocast():
+                tokens, _ = self.model(batch)
+            total += F.cross_entropy(tokens.float().flatten(0, 1), batch.tokens.flatten(), reduction="sum")
+        loss = float(total) / sum(batch.tokens.numel() for batch in self.validation)
+        return math.exp(loss) if loss < 700 else math.inf
+
+    def _finetuned(self) -> float:
+        """Mean accuracy, in per cent, of copies of the weights in place that are fine-tuned."""
+        train, test = self.labelled
+        devices = [self.context.device] if self.context.device.type == "cuda" else []
+        accuracies = []
+        for restart in range(self.options.finetune.restarts):
+            with torch.random.fork_rng(devices), torch.enable_grad():
+                draws = self.context.generator("finetune", restart)
+                torch.manual_seed(draws.initial_seed())
+                classifier = Classifier(self.model.bert.bert, train.classes, self.options).to(
+                    self.context.device
+                )
+                self._fit(classifier.train(), train, draws)
+            classifier.eval()
+            right = [
+                (classifier(part.ids, part.segments, part.attended).argmax(1) == part.labels).sum()
+                for part in test.batches(self.context.batch_size)
+            ]
+            accuracies.append(100.0 * int(torch.stack(right).sum()) / len(test.labels))
+        return sum(accuracies) / len(accuracies)
+
+    def _fit(self, classifier: Classifier, train: Examples, draws: torch.Generator) -> None:
+        settings = self.options.finetune
+        optimizer = torch.optim.AdamW(classifier.parameters(), settings.lr, weight_decay=0.01)
+        warmup = max(1, settings.steps // 10)
+        for step in range(settings.steps):
+            rate = min((step + 1) / warmup, (settings.steps - step) / max(1, settings.steps - warmup))
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * rate
+            chosen = torch.randint(len(train.labels), (settings.batch_size,), generator=draws)
+            part = train.take(chosen.to(train.labels.device))
+            with self.context.autocast():
+                scores = classifier(part.ids, part.segments, part.attended)
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(scores.float(), part.labels).backward()
+            nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
+            optimizer.step()
+
+    def references(self) -> Mapping[str, float]:
+        """Perplexity of token frequencies alone, accuracy of always the same answer, and what the trace shows."""
+        counts = torch.bincount(torch.from_numpy(self.text.train.astype("int64")), minlength=self.text.size)
+        log_share = ((counts + 1.0) / (counts + 1.0).sum()).double().log()
+        tokens = torch.cat([batch.tokens.flatten().cpu() for batch in self.validation])
+        labels = self.labelled[1].labels
+        return {
+            "unigram_perplexity": math.exp(-float(log_share[tokens].mean())),
+            "chance_accuracy": 100.0 * float(labels.bincount().max()) / len(labels),
+        } | self.trace.findings()
+
+    def export(self, directory: Path) -> None:
+        """A folder that transformers' `from_pretrained` reads, and its tokenizer.json."""
+        self.model.bert.save_pretrained(directory)
+        (directory / "tokenizer.json").write_bytes((self.text.folder / "tokenizer.json").read_bytes())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "trace": self.trace.state_dict(),
+            "done": self.done,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.trace.load_state_dict(state["trace"])
+        self.done = state["done"]
+
+
+# -- fine-tuning ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled sequences, on the device."""
+
+    ids: Tensor  # [n, length]
+    segments: Tensor  # [n, length]
+    attended: Tensor | None  # [n, length], False where padded; None where nothing is
+    labels: Tensor  # [n]
+    classes: int
+
+    def take(self, chosen: Tensor) -> Examples:
+        attended = None if self.attended is None else self.attended[chosen]
+        return Examples(
+            self.ids[chosen].long(), self.segments[chosen].long(), attended, self.labels[chosen], self.classes
+        )
+
+    def batches(self, size: int) -> Iterator[Examples]:
+        for chosen in torch.arange(len(self.labels), device=self.labels.device).split(size):
+            yield self.take(chosen)
+
+
+class Classifier(nn.Module):
+    """A copy of the encoder, with a new linear layer on its pooled output."""
+
+    def __init__(self, encoder: nn.Module, classes: int, options: Options) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder)
+        self.drop = nn.Dropout(options.dropout)
+        self.head = nn.Linear(options.hidden, classes)
+        nn.init.normal_(self.head.weight, std=options.initial_sd)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids: Tensor, segments: Tensor, attended: Tensor | None) -> Tensor:
+        """Scores [n, classes]."""
+        pooled = self.encoder(ids, attention_mask=attended, token_type_ids=segments, return_dict=False)[1]
+        return self.head(self.drop(pooled))
+
+
+def parts(
+    stream: Stream, special: Mapping[str, int], length: int, settings: FineTune
+) -> tuple[Examples, Examples]:
+    """Which of `parts` equal parts of the corpus a window is from: examples to train on and to test on.
+
+    Windows to train and to test are taken from alternate blocks of the text, so that none overlap.
+    """
+    tokens = length - 2
+    block = 8 * tokens
+    pairs = stream.length // (2 * block)
+    if not pairs:
+        raise UserError(
+            f"task.finetune.task=parts: {stream.length} tokens are too few for windows of {length}; "
+            "give more text, or a smaller task.length"
+        )
+
+    def examples(offset: int, count: int, draws: torch.Generator) -> Examples:
+        which = torch.randint(pairs, (count,), generator=draws)
+        within = torch.randint(block - tokens + 1, (count,), generator=draws)
+        starts = (2 * which + offset) * block + within
+        ids = torch.empty(count, length, dtype=torch.int64, device=stream.device)
+        ids[:, 0], ids[:, -1] = special["[CLS]"], special["[SEP]"]
+        ids[:, 1:-1] = stream.windows(starts, tokens)
+        labels = (starts * settings.parts // stream.length).to(stream.device)
+        return Examples(ids, torch.zeros_like(ids), None, labels, settings.parts)
+
+    return examples(0, 4096, generator(0, "parts/train")), examples(
+        1, settings.test, generator(0, "parts/test")
+    )
+
+
+def glue(
+    task: str, tokenizer: Path, length: int, padding: int, device: torch.device
+) -> tuple[Examples, Examples]:
+    """A task of GLUE: its training set, and the development set that accuracy is measured on."""
+    from tokenizers import Tokenizer
+
+    columns, held_out = GLUE[task]
+    encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    encoder.enable_truncation(length)
+    encoder.enable_padding(pad_id=padding, length=length)
+    loaded = load_hub("nyu-mll/glue", task, f"task.finetune.task={task}")
+
+    def examples(split: str) -> Examples:
+        rows = loaded[split]
+        texts: Sequence[Any] = [*zip(*(list(rows[column]) for column in columns), strict=True)]
+        encoded = encoder.encode_batch([text if len(text) > 1 else text[0] for text in texts])
+        ids = torch.tensor([e.ids for e in encoded], dtype=torch.int32, device=device)
+        segments = torch.tensor([e.type_ids for e in encoded], dtype=torch.int8, device=device)
+        attended = torch.tensor([e.attention_mask for e in encoded], dtype=torch.bool, device=device)
+        labels = torch.tensor(list(rows["label"]), device=device)
+        return Examples(ids, segments, attended, labels, int(labels.max()) + 1)
+
+    return examples("train"), examples(held_out)
+
+
+def _special_ids(folder: Path) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    return {token: vocabulary[token] for token in ("[PAD]", "[CLS]", "[SEP]", "[MASK]")}
+
+
+# -- the variance of the weights along the run ----------------------------------------------------------------
+
+
+class Trace:
+    """A fixed random subset of the weights, its EMAs and the loss, written down over the last steps of a run.
+
+    The EMAs are those of the run without their ramps and gaps: from zero, debiased, one update a step.
+    """
+
+    def __init__(self, model: nn.Module, options: Variance, context: base.Context) -> None:
+        self.parameters = [*model.parameters()]
+        decays = options.decays if isinstance(options.decays, list) else [options.decays]
+        self.steps = min(options.steps, context.steps)
+        self.first = context.steps - self.steps  # steps done before the first that is written down
+        total = sum(p.numel() for p in self.parameters)
+        drawn = torch.randperm(total, generator=context.generator("trace"))[: options.weights]
+        self.at, self.parts = drawn.sort().values, []
+        begin = 0
+        for p in self.parameters:
+            inside = self.at[(self.at >= begin) & (self.at < begin + p.numel())] - begin
+            self.parts.append(inside.to(p.device))
+            begin += p.numel()
+        device = context.device
+        self.decays = torch.tensor(decays, dtype=torch.float64)
+        self.sums = torch.zeros(len(decays), len(self.at), device=device)  # of the EMAs from zero
+        self.weights = torch.zeros(
+            self.steps, 1 + len(decays), len(self.at), device=device
+        )  # raw, then the EMAs
+        self.losses = torch.zeros(self.steps, device=device)
+
+    def _now(self) -> Tensor:
+        """The subset of the weights in place."""
+        return torch.cat(
+            [p.detach().flatten()[at] for p, at in zip(self.parameters, self.parts, strict=True)]
+        )
+
+    def add(self, done: int, loss: Tensor) -> None:
+        """The weights after `done` steps, and the loss of the last one."""
+        now = self._now()
+        fresh = (1 - self.decays).to(self.sums)
+        self.sums.lerp_(now.expand_as(self.sums), fresh[:, None].expand_as(self.sums))
+        if done > self.first:
+            row = done - 1 - self.first
+            self.weights[row, 0] = now
+            self.weights[row, 1:] = self.sums / (1 - self.decays**done).to(self.sums)[:, None]
+            self.losses[row] = loss
+
+    def _variances(self) -> tuple[Tensor, Tensor]:
+        """Variance about the linear trend [1 + decays, weights], and ρ of the raw weights [weights]; float64."""
+        about = detrended(self.weights)
+        variance = about.square().sum(0) / (self.steps - 2)
+        raw = about[:, 0]
+        return variance, (raw[1:] * raw[:-1]).sum(0) / raw.square().sum(0).clamp_min(1e-300)
+
+    def of_weights_in_place(self) -> dict[str, float]:
+        """What of the traced weights is known to be in place: the raw ones, or one of their EMAs.
+
+        They are told by their values, to a tenth of what the raw weights vary by; NaN for any other average.
+        """
+        variance, _ = self._variances()
+        total = variance.sum(1)
+        away = (self.weights[-1].double() - self._now().double()).square().sum(1)
+        nearest = int(away.argmin())
+        if not away[nearest] <= 0.01 * total[0]:
+            return {"variance_reduction": math.nan, "fluctuation": math.nan}
+        size = self.weights[:, nearest].double().mean(0).square().sum()
+        return {
+            "variance_reduction": float(total[0] / total[nearest]),
+            "fluctuation": float((total[nearest] / size).sqrt()),
+        }
+
+    def findings(self) -> dict[str, float]:
+        """ρ, and by decay the law's reduction of the variance beside the measured one; the loss about its trend."""
+        variance, rho = self._variances()
+        total = variance.sum(1)
+        found = {
+            "rho": float((rho * variance[0]).sum() / total[0]),
+            "loss_sd": float((detrended(self.losses).square().sum() / (self.steps - 2)).sqrt()),
+        }
+        for index, beta in enumerate(self.decays.tolist(), 1):
+            law = (1 - beta) / (1 + beta) * (1 + beta * rho) / (1 - beta * rho)
+            found[f"reduction_{beta:.12g}"] = float(total[0] / total[index])
+            found[f"reduction_ar1_{beta:.12g}"] = float(total[0] / (variance[0] * law).sum())
+        return found
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"sums": self.sums, "weights": self.weights, "losses": self.losses}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in self.state_dict().items():
+            value.copy_(state[name])
+
+
+def detrended(series: Tensor) -> Tensor:
+    """A series [n, …] less its least-squares line, in float64."""
+    x = series.double() - series.double().mean(0)
+    t = torch.arange(len(series), dtype=torch.float64, device=series.device)
+    t -= t.mean()
+    slope = torch.tensordot(t, x, 1) / t.square().sum()
+    return x - t.reshape(-1, *[1] * (x.ndim - 1)) * slope
