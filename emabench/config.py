@@ -107,6 +107,13 @@ class EvaluateConfig(Section):
     every: Count | None  # steps between measurements along the way; None: at the end alone
 
 
+class SnapshotsConfig(Section):
+    """Snapshots of power-function averages, from which any average is rebuilt afterwards (`emabench posthoc`)."""
+
+    every: Count | None  # steps between snapshots; None: none are kept
+    sigma_rel: Annotated[list[Positive], Field(min_length=1)]  # widths of the averages, as shares of the run
+
+
 class CheckpointConfig(Section):
     """When training can be taken up again."""
 
@@ -128,6 +135,7 @@ class Config(Section):
     clip: ClipConfig
     ema: EmaConfig
     averages: dict[str, dict[str, Any]]  # further averages by name: {swa: {kind: mean, start: 3000}}
+    snapshots: SnapshotsConfig
     evaluate: EvaluateConfig
     precision: Literal["fp32", "bf16", "fp16"]  # autocast of the forward passes; weights stay fp32
     compile: bool  # torch.compile the averaged module's forward
@@ -178,6 +186,9 @@ class Config(Section):
                     )
                 except ValueError as error:
                     raise ValueError(f"ema: {error}") from error
+        if self.snapshots.every:
+            for width in self.snapshots.sigma_rel:
+                found[f"power_{width:g}"] = profiles.from_dict({"kind": "power_ema", "sigma_rel": width})
         for name, spec in self.averages.items():
             if name == "raw" or name in found or not name.replace("_", "").replace(".", "").isalnum():
                 raise ValueError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from emabench.commands.table import gathered, plan
+from emabench.commands.table import found, gathered, plan
 from emabench.compose import configuration
 from emabench.config import SCALES
 from emabench.errors import DONE
 from emabench.tables import spec
-from emabench.tables.gather import Runs, all_runs, read_run
+from emabench.tables.gather import Runs, all_runs
 from emabench.tables.judge import Judged, judge
 
 
@@ -34,19 +34,19 @@ def main(words: Sequence[str]) -> int:
 
 def _judged(table: spec.Table, words: Sequence[str]) -> list[Judged]:
     """The table at every scale that something was measured at; at the small one where nothing was."""
-    found = []
+    all_scales = []
     for scale in SCALES:
         runs = _runs(table, scale, [word for word in words if not word.startswith("scale=")])
         if any(run for by_seed in runs.values() for run in by_seed.values()):
-            found.append(judge(table, scale, runs))
+            all_scales.append(judge(table, scale, runs, words))
         elif scale == "small":
             unmeasured = judge(table, scale, runs)
-    return found or [unmeasured]
+    return all_scales or [unmeasured]
 
 
 def _runs(table: spec.Table, scale: str, words: Sequence[str]) -> Runs:
     """The runs of the table's own seeds, and of as many more as were run."""
     seeds = table.seed_count(scale)
-    while any(read_run(by[seeds].directory()) for by in plan(table, scale, [seeds], words).values()):
+    while any(found(by[seeds]) for by in plan(table, scale, [seeds], words).values()):
         seeds += 1
     return gathered(plan(table, scale, range(seeds), words))

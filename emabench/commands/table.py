@@ -7,9 +7,10 @@ from pathlib import Path
 
 from emabench.compose import configuration
 from emabench.config import Config
-from emabench.errors import DONE, UserError
+from emabench.errors import DONE, RunFailed, UserError
+from emabench.runs.result import DamagedResult
 from emabench.tables import spec
-from emabench.tables.gather import Runs, read_run
+from emabench.tables.gather import Run, Runs, read_run
 from emabench.tables.judge import judge
 
 USAGE = "emabench table NAME [seeds=N] [jobs=N] [--dry-run] [overrides]"
@@ -30,7 +31,7 @@ def main(words: Sequence[str]) -> int:
     from emabench.launch.local import default_jobs, run_missing
 
     run_missing(configs, options["jobs"] or default_jobs(configs))
-    judged = judge(table, scale, gathered(planned))
+    judged = judge(table, scale, gathered(planned), overrides)
 
     from emabench.report import html, terminal
 
@@ -55,10 +56,18 @@ def plan(table: spec.Table, scale: str, seeds: Iterable[int], overrides: Sequenc
     }
 
 
+def found(config: Config) -> Run | None:
+    """One planned run, None while there is no result. A damaged result is said, with the mend."""
+    try:
+        return read_run(config.directory())
+    except DamagedResult as error:
+        raise RunFailed(f"{error}; remove it, and the same command measures the run again") from error
+
+
 def gathered(planned: Plan) -> Runs:
     """The planned runs as they lie on disk."""
     return {
-        arm: {seed: read_run(config.directory()) for seed, config in by_seed.items()}
+        arm: {seed: found(config) for seed, config in by_seed.items()}
         for arm, by_seed in planned.items()
     }
 
@@ -90,6 +99,6 @@ def _read(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
 def _show_plan(planned: Plan) -> int:
     for arm, by_seed in planned.items():
         for seed, config in by_seed.items():
-            there = read_run(config.directory())
+            there = found(config)
             print(f"{arm:<16} seed {seed}  {config.directory()}  {there.result.status if there else 'to do'}")
     return DONE

@@ -96,7 +96,8 @@ def show_run(
     if result.references:
         listed = " · ".join(f"{name} {say.number(value)}" for name, value in result.references.items())
         console.print(f" [dim]for comparison: {listed}[/]", highlight=False)
-    for table in spec.of_task(result.task) if tables is None else tables:
+    said = [t for t in (spec.of_task(result.task) if tables is None else tables) if _says_numbers(t)]
+    for table in said:
         console.print()
         console.print(_said(table))
         if result.scale != "paper":
@@ -247,6 +248,11 @@ def _said(table: spec.Table) -> Grid:
             )
         grid.add_row(row.label, *cells)
     return grid
+
+
+def _says_numbers(table: spec.Table) -> bool:
+    """Does anybody report or publish a number for its rows?"""
+    return any(row.reported or row.published for row in table.rows.values())
 
 
 def _grid(title: str | None = None) -> Grid:

@@ -27,6 +27,7 @@ class RunDirectory:
         self.result_file = path / "result.json"
         self.checkpoints = path / "checkpoints"
         self.artifacts = path / "artifacts"
+        self.snapshots = path / "snapshots"
         self.error = path / "error.txt"
 
     def prepare(self, config: Config) -> None:

@@ -10,7 +10,7 @@ import functools
 import math
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from emabench.runs.result import RAW, Result, Row, Status, measured
 from emabench.runs.tracking import Tracker, tracker
 from emabench.seeding import seed_default
 from emabench.tasks.base import Context, Task
-from emabench.training import checkpoint, environment
+from emabench.training import checkpoint, environment, snapshots
 from emabench.training.interruption import StopRequest, stop_requests
 from emabench.training.optimizer import ScheduledOptimizer
 from emabench.training.progress import Progress
@@ -238,6 +238,8 @@ class Training:
                 if last or measure or due or late or self.stop:
                     self._checkpoint()
                     saved = time.monotonic()
+            if config.snapshots.every and (last or self.step % config.snapshots.every == 0):
+                snapshots.save(self.directory.snapshots, self.averager, self.step)
             if measure:
                 self._measure_along()
             if self.stop:
@@ -303,9 +305,26 @@ class Training:
     @contextmanager
     def in_place(self, name: str) -> Iterator[None]:
         """The weights of one average in the model, its batch-norm statistics seen to, in eval mode."""
-        with self.averager.applied(name) if name != RAW else nullcontext(), torch.no_grad():
+        with self.averager.applied(name) if name != RAW else nullcontext(), self._ready(name != RAW):
+            yield
+
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Weights from elsewhere in the model, ready to be measured; the model's own come back afterwards."""
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(weights)
+        try:
+            with self._ready(averaged=True):
+                yield
+        finally:
+            self.model.load_state_dict(own)
+
+    @contextmanager
+    def _ready(self, averaged: bool) -> Iterator[None]:
+        """Eval mode without gradients, the draws of an evaluation, batch-norm statistics recomputed if averaged."""
+        with torch.no_grad():
             seed_default(self.config.seed, "evaluate", 0, self.device)
-            if name != RAW and self.recalibrates:
+            if averaged and self.recalibrates:
                 recalibrate(self.model, self.task.calibration() or ())
             self.model.eval()
             try:

@@ -1,0 +1,43 @@
+"""Snapshots of the power-function averages along a run, for post-hoc synthesis (Karras et al. 2024, §3)."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emabench.averaging import Averager, PowerEMA
+from emabench.averaging.posthoc import Snapshot
+from emabench.runs.files import write_atomically
+
+NAME = re.compile(r"(?P<average>.+)-(?P<step>\d{8,})\.pt")
+
+
+def save(directory: Path, averager: Averager, step: int) -> None:
+    """The power-function averages after `step` steps, a file each."""
+    directory.mkdir(exist_ok=True)
+    for name, profile in averager.profiles.items():
+        if isinstance(profile, PowerEMA):
+            buffer = io.BytesIO()
+            torch.save(averager.export(name), buffer)
+            write_atomically(directory / f"{name}-{step:08d}.pt", buffer.getbuffer())
+
+
+def found(directory: Path, averager: Averager) -> list[tuple[Snapshot, Path]]:
+    """What was kept, by step, each with the rule of its average."""
+    named = ((NAME.fullmatch(path.name), path) for path in sorted(directory.glob("*.pt")))
+    return [
+        (Snapshot(averager.profiles[match["average"]], int(match["step"])), path)
+        for match, path in named
+        if match and match["average"] in averager.profiles
+    ]
+
+
+def states(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The weights in these files, one at a time."""
+    for path in paths:
+        yield torch.load(path, map_location="cpu", weights_only=True)
