@@ -190,8 +190,9 @@ class Task(base.Task):
     metrics: ClassVar[Mapping[str, Direction]] = {
         "perplexity": Direction.LOWER,  # of the masked tokens of the validation text
         "finetune_accuracy": Direction.HIGHER,  # per cent
-        "variance_reduction": Direction.HIGHER,  # variance of the raw weights over that of these, about the trend
-        "fluctuation": Direction.LOWER,  # standard deviation of these weights about the trend, over their size
+        "variance_reduction": Direction.HIGHER,  # variance of the raw weights over that of these, about their trends
+        "ar1_reduction": Direction.HIGHER,  # what it would be if each weight were an AR(1) process with its own ρ
+        "relative_variance": Direction.LOWER,  # of these weights about their trend, over their mean square
     }
 
     def __init__(self, options: Options, context: base.Context) -> None:
@@ -246,11 +247,13 @@ class Task(base.Task):
     def measured_with(self) -> Mapping[str, str]:
         o, f = self.options, self.options.finetune
         task = f"{f.parts} parts of {self.text.label}" if f.task == "parts" else f"{f.task}, development set"
+        traced = f"{len(self.trace.at)} weights over the last {self.trace.steps} steps"
         return {
-            "perplexity": f"{self.text.label}, {o.validation_sequences} sequences of {o.length}, {o.masked:.0%} masked",
-            "finetune_accuracy": f"{task}, {f.restarts} × {f.steps} steps",
-            "variance_reduction": f"{len(self.trace.at)} weights over the last {self.trace.steps} steps",
-            "fluctuation": f"{len(self.trace.at)} weights over the last {self.trace.steps} steps",
+            "perplexity": f"{self.text.label}, {o.validation_sequences} × {o.length} tokens, {o.masked:.0%} masked",
+            "finetune_accuracy": f"{task}, mean of {f.restarts}",
+            "variance_reduction": traced,
+            "ar1_reduction": traced,
+            "relative_variance": traced,
         }
 
     def averaged(self) -> nn.Module:
@@ -518,31 +521,28 @@ class Trace:
 
         They are told by their values, to a tenth of what the raw weights vary by; NaN for any other average.
         """
-        variance, _ = self._variances()
+        variance, rho = self._variances()
         total = variance.sum(1)
         away = (self.weights[-1].double() - self._now().double()).square().sum(1)
         nearest = int(away.argmin())
         if not away[nearest] <= 0.01 * total[0]:
-            return {"variance_reduction": math.nan, "fluctuation": math.nan}
+            return dict.fromkeys(("variance_reduction", "ar1_reduction", "relative_variance"), math.nan)
+        beta = float(self.decays[nearest - 1]) if nearest else 0.0
+        law = (1 - beta) / (1 + beta) * (1 + beta * rho) / (1 - beta * rho)
         size = self.weights[:, nearest].double().mean(0).square().sum()
         return {
             "variance_reduction": float(total[0] / total[nearest]),
-            "fluctuation": float((total[nearest] / size).sqrt()),
+            "ar1_reduction": float(total[0] / (variance[0] * law).sum()),
+            "relative_variance": float(total[nearest] / size),
         }
 
     def findings(self) -> dict[str, float]:
-        """ρ, and by decay the law's reduction of the variance beside the measured one; the loss about its trend."""
+        """ρ of the raw weights, each counted by its variance, and the standard deviation of the loss."""
         variance, rho = self._variances()
-        total = variance.sum(1)
-        found = {
-            "rho": float((rho * variance[0]).sum() / total[0]),
+        return {
+            "rho": float((rho * variance[0]).sum() / variance[0].sum()),
             "loss_sd": float((detrended(self.losses).square().sum() / (self.steps - 2)).sqrt()),
         }
-        for index, beta in enumerate(self.decays.tolist(), 1):
-            law = (1 - beta) / (1 + beta) * (1 + beta * rho) / (1 - beta * rho)
-            found[f"reduction_{beta:.12g}"] = float(total[0] / total[index])
-            found[f"reduction_ar1_{beta:.12g}"] = float(total[0] / (variance[0] * law).sum())
-        return found
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"sums": self.sums, "weights": self.weights, "losses": self.losses}

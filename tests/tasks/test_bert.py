@@ -272,26 +272,33 @@ def test_on_ar1_weights_the_trace_finds_the_law() -> None:
             emas = [e * b + now * (1 - b) for e, b in zip(emas, (0.5, 0.9), strict=True)]
     found = trace.findings()
     assert found["rho"] == pytest.approx(rho, abs=0.01)
-    for beta in (0.5, 0.9):
-        law = (1 - beta) / (1 + beta) * (1 + beta * rho) / (1 - beta * rho)
-        assert found[f"reduction_{beta}"] == pytest.approx(1 / law, rel=0.05)
-        assert found[f"reduction_ar1_{beta}"] == pytest.approx(1 / law, rel=0.05)
     assert found["loss_sd"] < 1e-5  # a trend is no variance
     variance, _ = trace._variances()
     assert float(variance[0].mean()) == pytest.approx(1 / (1 - rho**2), rel=0.05)
 
-    assert trace.of_weights_in_place()["variance_reduction"] == 1.0
-    for parameter, at, index in (
-        (p, a, i) for i, (p, a) in enumerate(zip(trace.parameters, trace.parts, strict=True))
-    ):
-        place = sum(len(part) for part in trace.parts[:index])
-        with torch.no_grad():
-            parameter.view(-1)[at] = emas[1][place : place + len(at)]
-    assert trace.of_weights_in_place()["variance_reduction"] == found["reduction_0.9"]
+    assert trace.of_weights_in_place() == {
+        "variance_reduction": 1.0,
+        "ar1_reduction": pytest.approx(1.0),
+        "relative_variance": pytest.approx(
+            1 / (1 - rho**2) / 30**2, rel=0.05
+        ),  # 30: the drift after 3000 steps
+    }
+    for beta, ema in zip((0.5, 0.9), emas, strict=True):
+        law = (1 - beta) / (1 + beta) * (1 + beta * rho) / (1 - beta * rho)
+        put(trace, ema)
+        measured = trace.of_weights_in_place()
+        assert measured["variance_reduction"] == pytest.approx(1 / law, rel=0.05)
+        assert measured["ar1_reduction"] == pytest.approx(1 / law, rel=0.05)
+    put(trace, torch.zeros(200))
+    assert all(math.isnan(value) for value in trace.of_weights_in_place().values())  # not known
+
+
+def put(trace: Trace, values: torch.Tensor) -> None:
+    """Put values of the traced weights in place."""
+    pieces = values.split([len(at) for at in trace.parts])
     with torch.no_grad():
-        for p in model.parameters():
-            p.zero_()
-    assert math.isnan(trace.of_weights_in_place()["variance_reduction"])  # another average: not known
+        for parameter, at, piece in zip(trace.parameters, trace.parts, pieces, strict=True):
+            parameter.view(-1)[at] = piece
 
 
 def test_the_averages_of_a_run_are_those_of_its_trace(tmp_path: Path) -> None:
@@ -302,12 +309,14 @@ def test_the_averages_of_a_run_are_those_of_its_trace(tmp_path: Path) -> None:
     for step in range(40):
         task.train_step(step)
         averager.update()
-    found = task.trace.findings()
-    for name, beta in (("ema_0.9", 0.9), ("ema_0.99", 0.99)):
+    raw = task.trace.of_weights_in_place()
+    reductions = [raw["variance_reduction"]]
+    for name in averager.names:
         with averager.applied(name):
             measured = task.trace.of_weights_in_place()
-        assert measured["variance_reduction"] == found[f"reduction_{beta}"] > 1
-        assert 0 < measured["fluctuation"] < task.trace.of_weights_in_place()["fluctuation"]
+        reductions.append(measured["variance_reduction"])
+        assert 0 < measured["relative_variance"] < raw["relative_variance"]
+    assert reductions[0] == 1 < reductions[1] < reductions[2]
 
 
 def test_a_trace_goes_on_where_it_stopped(tmp_path: Path) -> None:
