@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -75,7 +77,7 @@ def _train(net: FeatureNet, images: Tensor, labels: Tensor, steps: int = 1500, s
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     batches = Batches(len(images), size, seed=0)
-    with torch.enable_grad():
+    with torch.enable_grad(), _one_thread():
         for step in range(steps):
             chosen = batches.indices(step)
             x = _shifted(images[chosen], seeding.generator(0, "shift", step))
@@ -83,6 +85,17 @@ def _train(net: FeatureNet, images: Tensor, labels: Tensor, steps: int = 1500, s
             F.cross_entropy(net.logits(x), labels[chosen]).backward()
             optimizer.step()
             schedule.step()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums come out the same whatever number of threads a run has been given."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -65,8 +65,10 @@ class ImageQuality:
         """FID between two halves of the real images: what no sampler can be expected to beat."""
         order = torch.randperm(len(self.real), generator=seeding.generator(0, "halves"))
         half = len(order) // 2
-        halves = FrechetInceptionDistance(self.fid.inception, input_img_size=self._size())
-        halves = halves.to(self.device)
+        # A clone, not a new one: that would ask the network for its size with an image on the CPU.
+        halves = self.fid.clone()
+        halves.reset_real_features = True
+        halves.reset()
         for part, real in ((order[:half], True), (order[half : 2 * half], False)):
             for batch in self._batches(self.real.images[part]):
                 halves.update(batch, real=real)
@@ -93,7 +95,7 @@ def _with_inception(weights: str | None) -> tuple[FrechetInceptionDistance, Ince
         return fid, InceptionScore(_First(logits), splits=10)
     except Exception as error:
         raise UserError(
-            "task.inception_weights: Inception-v3's weights could be neither downloaded nor read "
+            f"task.inception_weights={weights}: Inception-v3's weights could be neither downloaded nor read "
             f"({type(error).__name__}); get weights-inception-2015-12-05-6726825d.pth from torch-fidelity's "
             "releases and set task.inception_weights=/path/to/it"
         ) from error
