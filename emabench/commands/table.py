@@ -18,6 +18,11 @@ USAGE = "emabench table NAME [seeds=N] [jobs=N] [--dry-run] [overrides]"
 
 def main(words: Sequence[str]) -> int:
     """`emabench table NAME`: run what is missing, print measured beside reported, write the page."""
+    if words and words[0] == "numerics":  # no training: rounding errors, measured in this process
+        from emabench.bench import numerics
+
+        numerics.main(words[1:])
+        return DONE
     name, options, overrides = _read(words)
     table = spec.load(name)
     scale = next((word[6:] for word in overrides if word.startswith("scale=")), "small")
