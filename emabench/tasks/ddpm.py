@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
@@ -46,6 +46,21 @@ class Options(Section):
     samples: Annotated[int, Field(ge=20)]  # drawn from every set of weights
     inception_weights: str | None  # a file; None: torch-fidelity downloads it (colour images alone)
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        channels, halvings = self.channels, len(self.channels) - 1
+        if len(self.attention) != len(channels):
+            raise ValueError(f"attention={self.attention}: takes one value for each of channels={channels}")
+        if any(width % self.groups for width in channels):
+            raise ValueError(f"groups={self.groups}: has to divide each of channels={channels}")
+        if self.image_size % 2**halvings:
+            raise ValueError(
+                f"image_size={self.image_size}: has to be halved {halvings} times, a multiple of {2**halvings}"
+            )
+        if self.sampling_steps > self.timesteps:
+            raise ValueError(f"sampling_steps={self.sampling_steps}: is more than timesteps={self.timesteps}")
+        return self
+
 
 def unet(options: Options, channels: int) -> UNet2DModel:
     """The U-Net. The paper's options give Ho et al.'s network: 35.7 M parameters (`google/ddpm-cifar10-32`)."""
@@ -77,10 +92,6 @@ class Task(base.Task):
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context, self.device = options, context, context.device
-        if len(options.attention) != len(options.channels):
-            raise base.mistake(
-                "attention", options.attention, f"takes one value for each of {options.channels}"
-            )
         real = images.resized(images.load(options.data, context.data_dir, train=True), options.image_size)
         self.images = (real.images.float() / 127.5 - 1).to(self.device)
         self.model = unet(options, real.images.shape[1]).to(self.device)
