@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, Group
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
@@ -68,31 +69,10 @@ def show_run(
     if result.status != "finished":
         console.print(f"[red]✗ {result.status}[/]: {result.reason or 'no reason given'}", highlight=False)
         return
-    grid = _grid()
-    grid.add_column("weights", no_wrap=True)
-    for name in result.metrics:
-        grid.add_column(f"{name} {say.arrow(result.metrics[name])}", justify="right", no_wrap=True)
-    main = next(iter(result.metrics), None)
-    grid.add_column(f"{main} to raw", justify="right", no_wrap=True)
-    for title in ("window", "half-life", "of run", "on start"):
-        grid.add_column(title, justify="right", no_wrap=True)
-    raw = run.value(RAW, main) if main else None
-    for row in result.rows:
-        about = run.describe(row.average)
-        mine = row.metrics.get(main) if main else None
-        window = run.window(row.average)
-        grid.add_row(
-            row.average,
-            *(_with_reason(row.metrics.get(name)) for name in result.metrics),
-            say.change(mine / raw - 1) if mine and raw and row.average != RAW else "",
-            say.steps(window) if row.average != RAW else "1",
-            say.steps(about.get("half_life")) if about else "",
-            say.share_of_run(window, result.steps) if about and window else "",
-            say.weight(about.get("start_weight")),
-        )
-    console.print(grid)
-    for name, text in result.measured_with.items():
-        console.print(f" [dim]{name}: {text}[/]", highlight=False)
+    console.print(_weights(run, console))
+    for text in dict.fromkeys(result.measured_with.values()):
+        names = ", ".join(name for name, other in result.measured_with.items() if other == text)
+        console.print(f" [dim]{names}: {text}[/]", highlight=False)
     if result.references:
         listed = " · ".join(f"{name} {say.number(value)}" for name, value in result.references.items())
         console.print(f" [dim]for comparison: {listed}[/]", highlight=False)
@@ -106,6 +86,50 @@ def show_run(
                 f"network, fewer steps). Look at the relative changes; emabench table {table.name} judges them."
             )
             console.print(Padding(Text(note, style="dim"), (0, 0, 0, 1)))
+
+
+def _weights(run: Run, console: Console) -> Grid:
+    """A line for every set of weights; on a narrow terminal without what can be done without."""
+    result = run.result
+    main = next(iter(result.metrics), None)
+    raw = run.value(RAW, main) if main else None
+    lines = []
+    for row in result.rows:
+        about = run.describe(row.average)
+        mine = row.metrics.get(main) if main else None
+        window = run.window(row.average)
+        lines.append(
+            {
+                "weights": row.average,
+                **{_titled(result, name): _with_reason(row.metrics.get(name)) for name in result.metrics},
+                "to raw": say.change(mine / raw - 1) if mine and raw and row.average != RAW else "",
+                "window": say.steps(window) if row.average != RAW else "1",
+                "half-life": say.steps(about.get("half_life")) if about else "",
+                "of run": say.share_of_run(window, result.steps) if about and window else "",
+                "on start": say.weight(about.get("start_weight")),
+            }
+        )
+    titles = list(lines[0])
+    spare = [
+        "half-life",
+        "on start",
+        "of run",
+        *(_titled(result, n) for n in reversed([*result.metrics][1:])),
+    ]
+    unbounded = console.options.update(max_width=10_000)
+    while True:
+        grid = _grid()
+        for title in titles:
+            grid.add_column(title, justify="left" if title == "weights" else "right", no_wrap=True)
+        for line in lines:
+            grid.add_row(*(line[title] for title in titles))
+        if not spare or Measurement.get(console, unbounded, grid).maximum <= console.width:
+            return grid
+        titles.remove(spare.pop(0))
+
+
+def _titled(result: Result, metric: str) -> str:
+    return f"{metric} {say.arrow(result.metrics[metric])}"
 
 
 def show_comparison(comparison: Comparison, console: Console | None = None) -> None:
