@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -70,12 +71,18 @@ def composed(overrides: Sequence[Override]) -> DictConfig:
     groups = [o for o in overrides if _is_group(o)]
     for override in groups:
         _check_choice(override)
-    known = _compose([o.input_line or "" for o in groups])
+    known = _known(tuple(o.input_line or "" for o in groups))
     for override in overrides:
         if override not in groups:
             _check_key(override, known)
             _check_task_option(override, known)
     return _compose([o.input_line or "" for o in overrides])
+
+
+@functools.lru_cache(maxsize=64)
+def _known(groups: tuple[str, ...]) -> DictConfig:
+    """What there is to override once these groups are chosen. Composed once for all runs of a table."""
+    return _compose(list(groups))
 
 
 def _compose(overrides: list[str]) -> DictConfig:

@@ -52,12 +52,13 @@ Plan = dict[str, dict[int, Config]]  # by arm, by seed: the run's configuration
 def plan(table: spec.Table, scale: str, seeds: Iterable[int], overrides: Sequence[str]) -> Plan:
     """The runs that a table needs. The user's words come last and win."""
     seeds = list(seeds)
-    return {
-        arm: {
-            seed: configuration([*table.words(arm, scale), f"group={table.name}", f"seed={seed}", *overrides])
-            for seed in seeds
-        }
+    arms = {
+        arm: configuration([*table.words(arm, scale), f"group={table.name}", *overrides])
         for arm in table.arms
+    }
+    return {
+        arm: {seed: config.model_copy(update={"seed": seed}) for seed in seeds}
+        for arm, config in arms.items()
     }
 
 
@@ -72,8 +73,7 @@ def found(config: Config) -> Run | None:
 def gathered(planned: Plan) -> Runs:
     """The planned runs as they lie on disk."""
     return {
-        arm: {seed: found(config) for seed, config in by_seed.items()}
-        for arm, by_seed in planned.items()
+        arm: {seed: found(config) for seed, config in by_seed.items()} for arm, by_seed in planned.items()
     }
 
 

@@ -31,6 +31,11 @@ def main(words: Sequence[str]) -> int:
     result = run(config)
     terminal.show_run(result)
     print(f"\nfiles   {config.directory()}")
+    if result.status == "finished":
+        from emabench.commands import report
+
+        page, _, _ = report.write([f"results_dir={config.results_dir}"])
+        print(f"page    {page}")
     return DONE if result.status == "finished" else FAILED
 
 
