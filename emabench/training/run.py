@@ -11,7 +11,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,9 @@ def run(config: Config) -> Result:
         except (UserError, Interrupted, KeyboardInterrupt):
             raise
         except Exception as error:
-            directory.error.write_text(traceback.format_exc())
-            directory.write_result(_failed(config, error))
+            with suppress(OSError):  # a full disk: what is there stays, and the reason is said all the same
+                directory.error.write_text(traceback.format_exc())
+                directory.write_result(_failed(config, error))
             raise RunFailed(
                 f"{directory.path}: {type(error).__name__}: {error}; see {directory.error}"
             ) from error
@@ -124,6 +125,8 @@ class Training:
         self.progress = Progress(f"{config.task_name}/{config.run_id()}", config.steps)
         self.task = build_task(config, self.device, self.progress)
         self.model = self.task.averaged()
+        if config.compile:
+            self.model.compile()  # in place: names of parameters stay as they are
         sizes = {"steps": config.steps, "batch_size": config.batch_size}
         profiles = {name: profile.bound(**sizes) for name, profile in config.profiles().items()}
         self.averager = Averager(self.model, profiles, buffers=config.ema.buffers)
@@ -227,6 +230,8 @@ class Training:
             due = config.checkpoint.every and self.step % config.checkpoint.every == 0
             late = time.monotonic() - saved > 60 * config.checkpoint.minutes
             log = last or self.step % config.log_every == 0
+            if config.snapshots.every and (last or self.step % config.snapshots.every == 0):
+                snapshots.save(self.directory.snapshots, self.averager, self.step)
             if log or measure or due or late or self.stop:
                 # Looking at the losses waits for the device; a state that has lost its numbers is never saved.
                 means = {name: float(value) / self.summed for name, value in self.sums.items()}
@@ -238,8 +243,6 @@ class Training:
                 if last or measure or due or late or self.stop:
                     self._checkpoint()
                     saved = time.monotonic()
-            if config.snapshots.every and (last or self.step % config.snapshots.every == 0):
-                snapshots.save(self.directory.snapshots, self.averager, self.step)
             if measure:
                 self._measure_along()
             if self.stop:
@@ -265,11 +268,14 @@ class Training:
 
     def _profiles(self) -> dict[str, dict[str, Any]]:
         """Every set of weights of the run by name, with what its profile amounts to over this many steps."""
-        described = {
-            name: profile.to_dict() | {"describe": profile.describe(self.config.steps)}
-            for name, profile in self.averager.profiles.items()
-        }
-        return {RAW: {}, **described}
+        found: dict[str, dict[str, Any]] = {RAW: {}}
+        for name, profile in self.averager.profiles.items():
+            try:
+                about = profile.describe(self.config.steps)
+            except ValueError:  # what it weighs depends on the gradients, or is a mixture of others
+                about = {}
+            found[name] = profile.to_dict() | {"describe": about}
+        return found
 
     def _measures_here(self) -> bool:
         """Is there a measurement along the way after this step? The one at the end is a matter of its own."""
