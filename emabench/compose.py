@@ -119,7 +119,7 @@ def groups() -> dict[str, list[str]]:
     return {
         str(folder.relative_to(conf_dir())): sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(conf_dir().rglob("*"))
-        if folder.is_dir() and folder.name != "table" and "hydra" not in folder.parts
+        if folder.is_dir() and folder.name not in ("table", "cluster") and "hydra" not in folder.parts
     }
 
 

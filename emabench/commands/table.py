@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from emabench.compose import configuration
 from emabench.config import Config
@@ -13,7 +18,21 @@ from emabench.tables import spec
 from emabench.tables.gather import Run, Runs, read_run
 from emabench.tables.judge import judge
 
-USAGE = "emabench table NAME [seeds=N] [jobs=N] [--dry-run] [overrides]"
+USAGE = (
+    "emabench table NAME [seeds=N] [jobs=N] [launcher=slurm [cluster=PROFILE] [runs_per_job=N]] "
+    "[--dry-run|--status|--collect] [overrides]"
+)
+
+
+@dataclass
+class Options:
+    """The words that are the table's own."""
+
+    action: str = ""  # dry-run, status, collect; empty: run or submit what is missing
+    launcher: str = "local"
+    cluster: str = "default"
+    profile: dict[str, Any] = field(default_factory=dict)  # cluster.KEY=VALUE
+    numbers: dict[str, int] = field(default_factory=dict)  # seeds, jobs, runs_per_job
 
 
 def main(words: Sequence[str]) -> int:
@@ -27,15 +46,24 @@ def main(words: Sequence[str]) -> int:
     table = spec.load(name)
     scale = next((word[6:] for word in overrides if word.startswith("scale=")), "small")
     spec.check_scale(scale)
-    seeds = options["seeds"] or table.seed_count(scale)
+    seeds = options.numbers.get("seeds") or table.seed_count(scale)
     planned = plan(table, scale, range(seeds), overrides)
     configs = [config for by_seed in planned.values() for config in by_seed.values()]
-    if options["dry_run"]:
+    if options.action == "dry-run":
         return _show_plan(planned)
+    if options.action == "status":
+        from emabench.launch import status
 
-    from emabench.launch.local import default_jobs, run_missing
+        status.show(
+            {f"{arm} seed {seed}": c for arm, by_seed in planned.items() for seed, c in by_seed.items()}
+        )
+        return DONE
+    if options.launcher == "slurm" and not options.action:
+        return _submit(table.name, configs, options, words)
+    if not options.action:
+        from emabench.launch.local import default_jobs, run_missing
 
-    run_missing(configs, options["jobs"] or default_jobs(configs))
+        run_missing(configs, options.numbers.get("jobs") or default_jobs(configs))
     judged = judge(table, scale, gathered(planned), overrides)
 
     from emabench.report import html, terminal
@@ -43,6 +71,22 @@ def main(words: Sequence[str]) -> int:
     terminal.show(judged)
     page = html.write_table(judged, Path(configs[0].results_dir))
     print(f"\npage    {page}")
+    return DONE
+
+
+def _submit(table: str, configs: Sequence[Config], options: Options, words: Sequence[str]) -> int:
+    from emabench.launch import slurm
+
+    profile = slurm.profile(options.cluster, options.profile)
+    sent = slurm.submit(table, configs, profile, options.numbers.get("runs_per_job", 1))
+    jobs = len({run.job for run in sent})
+    print(
+        f"submitted {len(sent)} of {len(configs)} runs" + (f" as {jobs} jobs, {sent[0].name}" if sent else "")
+    )
+    if len(sent) < len(configs):
+        print("the others are finished, or in the queue already")
+    for action in ("--status", "--collect"):
+        print(f"emabench table {shlex.join([*words, action])}")
     return DONE
 
 
@@ -77,19 +121,27 @@ def gathered(planned: Plan) -> Runs:
     }
 
 
-def _read(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
-    """NAME first; `seeds=` and `jobs=` are the table's, everything else goes to every run."""
+def _read(words: Sequence[str]) -> tuple[str, Options, list[str]]:
+    """NAME first; then the table's own words, everything else goes to every run."""
     if not words or "=" in words[0] or words[0].startswith("-"):
         raise UserError(f"{USAGE}: NAME is one of {', '.join(spec.names())}")
-    options, overrides = {"seeds": 0, "jobs": 0, "dry_run": 0}, []
+    options, overrides = Options(), []
     for word in words[1:]:
         key, _, value = word.partition("=")
-        if word == "--dry-run":
-            options["dry_run"] = 1
-        elif key in ("seeds", "jobs"):
+        if word in ("--dry-run", "--status", "--collect"):
+            options.action = word[2:]
+        elif key in ("seeds", "jobs", "runs_per_job"):
             if not value.isdigit() or int(value) < 1:
                 raise UserError(f"{word}: should be a whole number, 1 or more")
-            options[key] = int(value)
+            options.numbers[key] = int(value)
+        elif key == "launcher":
+            if value not in ("local", "slurm"):
+                raise UserError(f"{word}: is neither local nor slurm")
+            options.launcher = value
+        elif key == "cluster":
+            options.cluster = value
+        elif key.startswith("cluster."):
+            options.profile[key.removeprefix("cluster.")] = _yaml(word, value)
         elif key in ("seed", "task"):
             raise UserError(
                 f"{word}: a table sets {key} itself; seeds=N says how many seeds each arm is run with"
@@ -98,7 +150,19 @@ def _read(words: Sequence[str]) -> tuple[str, dict[str, int], list[str]]:
             raise UserError(f"{word}: there is no such option; {USAGE}")
         else:
             overrides.append(word)
+    foreign = ("jobs",) if options.launcher == "slurm" else ("cluster", "runs_per_job")
+    for word in words[1:]:
+        if word.partition("=")[0].partition(".")[0] in foreign:
+            other = "local" if options.launcher == "slurm" else "slurm"
+            raise UserError(f"{word}: is for launcher={other}")
     return words[0], options, overrides
+
+
+def _yaml(word: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{word}: the value is not YAML") from error
 
 
 def _show_plan(planned: Plan) -> int:

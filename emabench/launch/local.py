@@ -19,6 +19,7 @@ from emabench.config import Config
 from emabench.errors import INTERRUPTED, Interrupted, RunFailed
 from emabench.launch.plan import check
 from emabench.runs.directory import RunDirectory
+from emabench.training.interruption import StopRequest, stop_requests
 
 
 def missing(configs: Sequence[Config]) -> list[Config]:
@@ -40,10 +41,13 @@ def run_missing(configs: Sequence[Config], jobs: int = 1) -> None:
     check(todo)
     done = len({c.directory() for c in configs}) - len(todo)
     console.print(f"{len(todo)} runs to do, {done} done before", highlight=False)
-    if jobs == 1 or len(todo) == 1:
+    if (
+        jobs == 1 or len(configs) == 1
+    ):  # not by what is left: a run goes on with as many threads as it began with
         _in_turn(todo, console)
     else:
-        _side_by_side(todo, jobs, console)
+        with stop_requests() as stop:
+            _side_by_side(todo, jobs, console, stop)
 
 
 def _in_turn(todo: list[Config], console: Console) -> None:
@@ -59,18 +63,21 @@ def _in_turn(todo: list[Config], console: Console) -> None:
         console.print(f"{number} of {len(todo)} runs done, about {left:.0f} min left", highlight=False)
 
 
-def _side_by_side(todo: list[Config], jobs: int, console: Console) -> None:
+def _side_by_side(todo: list[Config], jobs: int, console: Console, stop: StopRequest) -> None:
     """A pool of processes. Cores and GPUs are dealt out evenly; each process writes to its run's `log.txt`."""
     waiting = list(reversed(todo))
     running: dict[subprocess.Popen[bytes], tuple[Config, int]] = {}
     began, count, interrupted = time.monotonic(), 0, False
     gpus = _gpus()
+    cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
     slots = list(range(jobs))
     try:
         while waiting or running:
+            if stop:
+                raise Interrupted("stopped; the same command goes on from there")
             while waiting and slots:
                 config, slot = waiting.pop(), slots.pop()
-                environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+                environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
                 if gpus:
                     environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
                 running[_start(config, environment)] = (config, slot)
@@ -104,7 +111,7 @@ def _start(config: Config, environment: dict[str, str]) -> subprocess.Popen[byte
     directory.prepare(config)
     with (directory.path / "log.txt").open("ab") as log:
         command = [sys.executable, "-m", "emabench.launch.worker", str(directory.path)]
-        # A session of its own: Ctrl-C reaches this process alone, which asks its workers to stop.
+        # A session of its own: a signal reaches this process alone, which asks its workers to stop.
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 

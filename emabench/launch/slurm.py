@@ -1,0 +1,223 @@
+"""Runs as SLURM jobs, through submitit: one array a submission, each job holding the configuration of its runs.
+
+A job that is preempted or reaches its time limit finishes its step, writes its checkpoint and is requeued. What
+it runs was settled when it was submitted: editing `conf/` afterwards changes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import submitit
+import yaml
+from pydantic import Field
+from submitit.core.utils import FailedJobError
+
+from emabench.config import Config, Count, Positive, Section, checked
+from emabench.errors import INTERRUPTED, Interrupted, RunFailed, UserError, nearest
+from emabench.launch.local import missing, run_missing
+from emabench.launch.plan import check
+from emabench.paths import conf_dir
+from emabench.runs.directory import RunDirectory
+from emabench.runs.files import write_text
+
+
+class Profile(Section):
+    """What a job asks of the cluster: `conf/cluster/default.yaml` says what each key means."""
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    gpus: Annotated[int, Field(ge=0)]
+    cpus: Count
+    mem: str | None
+    hours: Positive
+    notice: Count
+    requeues: Annotated[int, Field(ge=0)]
+    parallel: Count
+    setup: list[str]
+    sbatch: dict[str, Any]
+
+
+def profile(name: str, changes: Mapping[str, Any]) -> Profile:
+    """A profile of `conf/cluster/`, or of a file given by its path, with some values changed. Raises UserError."""
+    folder = conf_dir() / "cluster"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        close = nearest(name, [file.stem for file in folder.glob("*.yaml")])
+        raise UserError(f"cluster={name}: there is no such profile{close}; or give the path of a YAML file")
+    try:
+        values = [
+            yaml.safe_load(p.read_text(encoding="utf-8")) or {} for p in (folder / "default.yaml", path)
+        ]
+        return checked(Profile, {**values[0], **values[1], **changes}, at="cluster")
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise UserError(f"cluster={name}: {path} is not a YAML file of keys and values") from error
+
+
+class Job:
+    """What is pickled at submission and called on the cluster: some runs, side by side."""
+
+    def __init__(self, configs: Sequence[Config]) -> None:
+        self.configs = [config.model_dump() for config in configs]
+
+    def __call__(self) -> None:
+        configs = [checked(Config, values) for values in self.configs]
+        try:
+            run_missing(configs, jobs=len(configs))
+        except Interrupted:
+            hand_back()
+        if failed := missing(configs):
+            raise RunFailed(f"{len(failed)} of {len(configs)} runs failed, {failed[0].directory()} for one")
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit calls at a requeue: the job is submitted again as it is, its runs hold their state."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def hand_back() -> NoReturn:
+    """End this job, whose run has stopped at a checkpoint, and have SLURM start it again.
+
+    Not where SLURM is ending it by a decision of its own: it requeues what it preempts or is told to requeue, and
+    what was cancelled stays cancelled.
+    """
+    job = submitit.JobEnvironment()
+    if job.cluster != "slurm" or _squeue("--format=%T", f"--jobs={job.job_id}") == ["RUNNING"]:
+        signal.raise_signal(signal.SIGUSR2)  # submitit's own handler is back in place: it requeues and exits
+    raise SystemExit(INTERRUPTED)
+
+
+@contextmanager
+def outside_jobs() -> Iterator[None]:
+    """Submit from within a job: what SLURM set for that one is not handed on, the user's own settings are."""
+    own = {
+        key: value for key, value in os.environ.items() if key == "SLURM_CONF" or key.startswith("SBATCH_")
+    }
+    with submitit.helpers.clean_env():
+        os.environ.update(own)
+        yield
+
+
+class Submitted(NamedTuple):
+    """Where a run was sent. The name is of one submission: job numbers begin anew on another cluster."""
+
+    name: str
+    job: str
+
+
+class Queued(NamedTuple):
+    """A job as the queue has it."""
+
+    state: str  # PENDING, RUNNING, …
+    reason: str  # why it is pending
+
+
+def submit(table: str, configs: Sequence[Config], profile: Profile, runs_per_job: int) -> list[Submitted]:
+    """Submit the runs that are neither finished nor in the queue; returns what was submitted, a name each run."""
+    if not shutil.which("sbatch"):
+        raise UserError(
+            "launcher=slurm: there is no sbatch here; run this where jobs are submitted from, "
+            "or try it on this machine: see slurm/README.md"
+        )
+    there = queue()
+    todo = [config for config in missing(configs) if submitted(config) not in there]
+    if not todo:
+        return []
+    check(todo)
+    for index, config in enumerate(todo):
+        directory = RunDirectory(config.directory())
+        directory.prepare(config)
+        if config.rerun:  # once, here: a requeued job has to go on
+            directory.clear()
+            todo[index] = config.model_copy(update={"rerun": False})
+
+    name = f"{table}-{secrets.token_hex(3)}"
+    executor = submitit.SlurmExecutor(
+        Path(todo[0].results_dir) / ".slurm" / name, max_num_timeout=profile.requeues
+    )
+    executor.update_parameters(**_parameters(name, profile))
+    groups = [todo[start : start + runs_per_job] for start in range(0, len(todo), runs_per_job)]
+    try:
+        with outside_jobs(), redirect_stderr(io.StringIO()):  # an error is printed there and raised as well
+            jobs = executor.submit_array([Job(group) for group in groups])
+    except FailedJobError as error:
+        raise UserError(f"sbatch refused the job: {str(error).strip().splitlines()[-1]}") from error
+    sent = []
+    for job, group in zip(jobs, groups, strict=True):
+        for config in group:
+            sent.append(Submitted(name, job.job_id))
+            write_text(_record(config), json.dumps(sent[-1]._asdict()) + "\n")
+    return sent
+
+
+def _parameters(name: str, profile: Profile) -> dict[str, Any]:
+    """The profile in submitit's words."""
+    # A run that goes on elsewhere needs the same number of threads; srun does not inherit the job's.
+    threads = "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"
+    return {
+        "job_name": name,
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "gpus_per_node": profile.gpus or None,
+        "cpus_per_task": profile.cpus,
+        "mem": profile.mem,
+        "time": math.ceil(60 * profile.hours),
+        "signal_delay_s": profile.notice,
+        "array_parallelism": profile.parallel,
+        "stderr_to_stdout": True,
+        "setup": [threads, *profile.setup],
+        "additional_parameters": {"requeue": True, **profile.sbatch},
+    }
+
+
+def _record(config: Config) -> Path:
+    return config.directory() / "job.json"
+
+
+def submitted(config: Config) -> Submitted | None:
+    """The job that a run was last submitted as, None where it never was."""
+    try:
+        return Submitted(**json.loads(_record(config).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def log(config: Config, sent: Submitted) -> Path:
+    """What the job of a run printed."""
+    return Path(config.results_dir) / ".slurm" / sent.name / f"{sent.job}_0_log.out"
+
+
+def queue() -> dict[Submitted, Queued]:
+    """This user's jobs that wait or run. Raises UserError where SLURM does not answer."""
+    found = {}
+    for line in _squeue("--me", "--format=%j|%i|%T|%r"):
+        name, job, state, reason = line.split("|", 3)
+        found[Submitted(name, job)] = Queued(state, reason)
+    return found
+
+
+def _squeue(*words: str) -> list[str]:
+    """The lines that squeue prints, one for each job of an array."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--noheader", "--array", *words], capture_output=True, text=True, timeout=120
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"SLURM cannot be asked: squeue: {error}") from error
+    if done.returncode:
+        raise UserError(f"SLURM cannot be asked: {(done.stderr.strip() or 'squeue failed').splitlines()[-1]}")
+    return done.stdout.splitlines()

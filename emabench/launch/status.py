@@ -1,0 +1,96 @@
+"""How far several runs are: what their directories say, and the queue where they were sent to one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from emabench.config import Config
+from emabench.errors import UserError
+from emabench.launch import slurm
+from emabench.runs import history
+from emabench.runs.directory import RunDirectory
+
+ORDER = ("finished", "diverged", "failed", "running", "completing", "pending", "stopped", "to do")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run as it stands. `left` is in seconds, None where nothing tells."""
+
+    state: str
+    step: int
+    left: float | None
+    job: str
+    note: str
+
+
+def standing(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> Standing:
+    """What is known of a run: the queue's word before that of its files, for it may be running anew."""
+    directory = RunDirectory(config.directory())
+    step, left = _progress(directory, config.steps)
+    sent = slurm.submitted(config)
+    job = sent.job if sent else ""
+    if sent and sent in queue:
+        state, reason = queue[sent]
+        running = state == "RUNNING"
+        return Standing(state.lower(), step, left if running else None, job, "" if running else reason)
+    if result := directory.result():
+        return Standing(result.status, step, None, job, result.reason or "")
+    if sent:
+        return Standing("stopped", step, None, job, f"see {slurm.log(config, sent)}")
+    return Standing("stopped" if step else "to do", step, None, job, "")
+
+
+def _progress(directory: RunDirectory, steps: int) -> tuple[int, float | None]:
+    """Steps done, and at their pace the seconds of training left."""
+    try:
+        lines = [line for line in history.lines(directory.history) if "wall" in line]
+    except OSError:
+        return 0, None
+    if not lines or not lines[-1]["step"]:
+        return 0, None
+    step, wall = lines[-1]["step"], lines[-1]["wall"]
+    return step, wall / step * (steps - step)
+
+
+def show(runs: Mapping[str, Config]) -> None:
+    """A line on each run, by its name, and one on all of them."""
+    console = Console()
+    queue: Mapping[slurm.Submitted, slurm.Queued] = {}
+    if any(slurm.submitted(config) for config in runs.values()):
+        try:
+            queue = slurm.queue()
+        except UserError as error:
+            console.print(
+                f"{error}; below is what the files of the runs say", highlight=False, soft_wrap=True
+            )
+    standings = {name: standing(config, queue) for name, config in runs.items()}
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("run", "state", "steps", "left", "job"):
+        right = title in ("steps", "left")
+        table.add_column(title, justify="right" if right else "left", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for name, at in standings.items():
+        steps = f"{at.step}/{runs[name].steps}"
+        table.add_row(name, at.state, steps, _duration(at.left), at.job, escape(at.note))
+    console.print(table)
+    counts = Counter(at.state for at in standings.values())
+    words = [f"{counts[state]} {state}" for state in sorted(counts, key=_order)]
+    longest = max((at.left for at in standings.values() if at.left is not None), default=None)
+    ends = "" if longest is None else f"; those running have up to {_duration(longest)} of training left"
+    console.print(f"\n{', '.join(words)}{ends}", highlight=False, soft_wrap=True)
+
+
+def _order(state: str) -> int:
+    return ORDER.index(state) if state in ORDER else len(ORDER)
+
+
+def _duration(seconds: float | None) -> str:
+    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
