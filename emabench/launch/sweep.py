@@ -6,17 +6,20 @@ sweep goes on with the same command; a job that fails does not take the others d
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from unittest.mock import patch
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from emabench import compose
-from emabench.config import Config, bind
+from emabench.config import Config, bind, checked
 from emabench.errors import DONE, FAILED, Interrupted, RunFailed, UserError
 from emabench.launch.plan import check
 from emabench.paths import conf_dir
@@ -28,22 +31,48 @@ def main(overrides: Sequence[str]) -> int:
     jobs = compose.sweep(overrides)
     configs = [compose.configuration(job) for job in jobs]
     check(configs)
-    sweep = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job)
-    with patch.object(sys, "argv", ["emabench", "--multirun", *overrides]):
+    resolved = {_words(job): config.model_dump() for job, config in zip(jobs, configs, strict=True)}
+
+    def job(composed: DictConfig) -> None:
+        # A launcher may take this elsewhere and compose anew, hours later, from files that were edited meanwhile:
+        # the job carries what was settled here. Only a sweeper of its own mind asks for what is not known here.
+        compose.register_resolvers()
+        values = resolved.get(_words(HydraConfig.get().overrides.task))
+        _run(checked(Config, values) if values else bind(composed))
+
+    sweep = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)
+    with patch.object(sys, "argv", ["emabench", "--multirun", *overrides]), _submitting(overrides):
         sweep()
     return _summary(jobs, configs)
 
 
-def _job(composed: DictConfig) -> None:
+def _words(job: Sequence[str]) -> tuple[str, ...]:
+    """The overrides of a job, however they were spaced."""
+    return tuple(f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in compose.parse(list(job)))
+
+
+def _submitting(overrides: Sequence[str]) -> AbstractContextManager[None]:
+    """Jobs may be submitted from within a job: see `slurm.outside_jobs`."""
+    if not any(word.startswith("hydra/launcher=") for word in overrides):
+        return nullcontext()
+    from emabench.launch.slurm import outside_jobs
+
+    return outside_jobs()
+
+
+def _run(config: Config) -> None:
     """One job, in whatever process the launcher runs it."""
     from emabench.training.run import run
 
-    compose.register_resolvers()
     try:
-        run(bind(composed))
+        run(config)
     except (RunFailed, UserError) as error:
         print(f"emabench: {error}", file=sys.stderr)
     except Interrupted as error:
+        if "SUBMITIT_EXECUTOR" in os.environ:
+            from emabench.launch.slurm import hand_back
+
+            hand_back()
         raise KeyboardInterrupt from error  # ends the sweep too, not this job alone
 
 
