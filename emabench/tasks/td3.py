@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from emabench import seeding
 from emabench.averaging import EMA, TargetNetwork
@@ -134,9 +133,10 @@ class World:
 def _made(name: str, longer_by: int) -> tuple[gym.Env[Any, Any], int]:
     """The environment and the limit of time of its episodes. Raises UserError where there is none that will do."""
     try:
-        spec = gym.spec(name)
-        limit = spec.max_episode_steps
-        env = gym.make(name, max_episode_steps=limit and limit + longer_by, disable_env_checker=True)
+        env = gym.make(name, disable_env_checker=True)
+        limit = env.spec.max_episode_steps if env.spec else None
+        if limit and longer_by:
+            env = gym.make(name, max_episode_steps=limit + longer_by, disable_env_checker=True)
     except gym.error.DependencyNotInstalled as error:
         extra = "emabench[mujoco]" if "mujoco" in str(error).lower() else "gymnasium[all]"
         mend = f"needs a package that is not installed: pip install '{extra}'"
