@@ -13,7 +13,6 @@ from emabench.tables import spec
 from emabench.tables.gather import Runs, all_runs
 from emabench.tables.judge import Judged, judge
 
-
 MOST_SEEDS = 1000
 
 

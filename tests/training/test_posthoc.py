@@ -18,7 +18,9 @@ from tests.test_config import config
 
 
 def test_a_rebuilt_ema_is_the_carried_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = config(f"results_dir={tmp_path}", "device=cpu", "steps=1000", "ema.decay=0.99", "snapshots.every=25")
+    asked = config(
+        f"results_dir={tmp_path}", "device=cpu", "steps=1000", "ema.decay=0.99", "snapshots.every=25"
+    )
     result = run(asked)
     directory = RunDirectory(asked.directory())
     training = restored(asked, directory)
