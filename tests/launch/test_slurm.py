@@ -1,0 +1,213 @@
+"""On a cluster: jobs hold what was settled at submission, survive whatever stops them, and give what a local run gives.
+
+The tests marked so need a real SLURM, the one of one node that `slurm/local-cluster` starts. Its twin without one
+is submitit's local executor, which pickles, signals and requeues the same job objects.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import submitit
+
+from emabench.cli import main
+from emabench.config import Config
+from emabench.errors import DONE, MISTAKE, UserError
+from emabench.launch import slurm
+from emabench.launch.local import run_missing
+from emabench.paths import conf_dir
+from emabench.runs import history
+from emabench.runs.directory import RunDirectory, run_directories
+from tests.test_config import config
+
+ROOT = Path(__file__).parents[2]
+LONG = ["steps=8000", "log_every=50", "device=cpu", "ema.decay=[0.9,0.99,0.999]"]  # a few seconds
+
+
+def long_runs(results_dir: Path) -> list[Config]:
+    return [config(f"results_dir={results_dir}", f"seed={seed}", *LONG) for seed in (0, 1)]
+
+
+def rows(results_dir: Path) -> dict[str, Any]:
+    """What was measured, by run."""
+    found = {path.name: RunDirectory(path).result() for path in run_directories(results_dir)}
+    return {name: result.rows if result else None for name, result in found.items()}
+
+
+def steps_done(directory: Path) -> int:
+    file = directory / "history.jsonl"
+    return max((line["step"] for line in history.lines(file)), default=0) if file.exists() else 0
+
+
+def wait_until(true: Callable[[], Any], what: str, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited in vain until {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def local_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the runs of this module give when nothing stops them."""
+    results_dir = tmp_path_factory.mktemp("local")
+    run_missing(long_runs(results_dir))
+    return rows(results_dir)
+
+
+# -- without a cluster --------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_job_is_requeued_and_gives_what_a_local_run_gives(
+    tmp_path: Path, local_rows: dict[str, Any]
+) -> None:
+    """Two runs side by side in one job, which is told to stop while they train."""
+    runs = long_runs(tmp_path / "job")
+    executor = submitit.LocalExecutor(tmp_path / "log")
+    executor.update_parameters(timeout_min=10, stderr_to_stdout=True)
+    job = executor.submit(slurm.Job(runs))
+    wait_until(lambda: any(steps_done(run.directory()) for run in runs), "one trains")
+    os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the job
+    job.result()
+    assert "Requeued job" in job.paths.stdout.read_text()
+    assert any("goes on from step" in (run.directory() / "log.txt").read_text() for run in runs)
+    assert rows(tmp_path / "job") == local_rows
+
+
+@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("COMPLETING", False)])
+def test_what_slurm_ends_by_itself_is_not_requeued(
+    state: str, requeued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that was cancelled stays cancelled: it is only requeued while SLURM still has it running."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f'#!/bin/sh\ncase "$*" in *--jobs=7_1*) echo {state};; esac\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for key, value in {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_JOB_ID": "8",
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    caught: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: caught.append(number))
+    try:
+        with pytest.raises(SystemExit):
+            slurm.hand_back()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert bool(caught) == requeued
+
+
+def test_every_profile_starts_from_the_default(tmp_path: Path) -> None:
+    assert [slurm.profile(path.stem, {}) for path in (conf_dir() / "cluster").glob("*.yaml")]
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("partition: a100\nsetup: [module load cuda]\n")
+    asked = slurm.profile(str(mine), {"hours": 4, "sbatch": {"nice": 100}})
+    assert (asked.partition, asked.hours, asked.gpus) == ("a100", 4, slurm.profile("default", {}).gpus)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("locl", {}, "did you mean 'local'"),
+        ("local", {"gpu": 1}, "did you mean 'gpus'"),
+        ("local", {"cpus": 0}, "cluster.cpus=0"),
+        ("local", {"hours": "24:00"}, "cluster.hours=24:00"),
+        ("no/such.yaml", {}, "no/such.yaml"),
+    ],
+)
+def test_a_mistake_in_a_profile_is_named(name: str, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said.replace(".", r"\.")):
+        slurm.profile(name, changes)
+
+
+def test_without_slurm_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["table", "variance_law", "scale=smoke", f"results_dir={tmp_path}"]
+    assert main([*words, "launcher=slurm"]) == MISTAKE
+    assert "there is no sbatch here" in capsys.readouterr().err
+    assert main([*words, "launcher=slrm"]) == MISTAKE
+    assert main([*words, "runs_per_job=2"]) == MISTAKE
+    assert "runs_per_job=2: is for launcher=slurm" in capsys.readouterr().err
+    assert not run_directories(tmp_path)
+
+
+# -- on a cluster -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A SLURM of one node for this module; yields its SLURM_CONF."""
+    if not shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin"):
+        pytest.skip("slurm-wlm is not installed: apt install slurm-wlm")
+    state = tempfile.mkdtemp(prefix="slurm")  # a short path: sockets lie in it
+    command, environment = str(ROOT / "slurm" / "local-cluster"), os.environ | {"EMABENCH_SLURM_DIR": state}
+    try:
+        subprocess.run([command, "start"], env=environment, check=True, timeout=120)
+        yield f"{state}/slurm.conf"
+    finally:
+        subprocess.run([command, "stop"], env=environment, check=True, timeout=120)
+        shutil.rmtree(state)
+
+
+@pytest.mark.timeout(900)
+def test_a_table_on_a_cluster_that_stops_its_jobs(
+    cluster: str,
+    local_rows: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One job reaches its time limit, the other is requeued by hand, and the YAML is edited meanwhile."""
+    monkeypatch.setenv("SLURM_CONF", cluster)
+    monkeypatch.setenv("COLUMNS", "140")
+    installed, there = tmp_path / "installed", tmp_path / "cluster"
+    for folder in ("emabench", "conf"):
+        shutil.copytree(ROOT / folder, installed / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    table = ["table", "variance_law", "scale=smoke", f"results_dir={there}", *LONG]
+    subprocess.run(
+        [sys.executable, "-m", "emabench", *table, "launcher=slurm", "cluster=local"],
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        cwd=tmp_path,
+        check=True,
+    )
+    for file in ("task/quadratic.yaml", "table/variance_law.yaml", "cluster/local.yaml", "config.yaml"):
+        (installed / "conf" / file).write_text("edited: while the jobs are queued\n")
+
+    runs = long_runs(there)
+    jobs = [job for run in runs if (job := slurm.submitted(run))]
+    # What a job gets before its time is up, and what an administrator does.
+    stops = [["scancel", "--signal=USR2", jobs[0].job], ["scontrol", "requeue", jobs[1].job]]
+    to_stop = dict(enumerate(stops))
+
+    def stop_what_trains() -> bool:
+        for index in [index for index in to_stop if steps_done(runs[index].directory())]:
+            subprocess.run(to_stop.pop(index), check=True)
+        return not to_stop
+
+    wait_until(stop_what_trains, "both were stopped")
+    assert main([*table, "launcher=slurm", "cluster=local"]) == DONE
+    assert "submitted 0 of 2 runs" in capsys.readouterr().out
+
+    wait_until(lambda: not slurm.queue(), "the queue is empty")
+    for run, job in zip(runs, jobs, strict=True):
+        assert "goes on from step" in slurm.log(run, job).read_text()
+    assert rows(there) == local_rows
+    capsys.readouterr()
+    assert main([*table, "--status"]) == DONE
+    assert "2 finished" in capsys.readouterr().out
+    assert main([*table, "--collect"]) == DONE
+    assert "β = 0.999" in capsys.readouterr().out
