@@ -230,6 +230,7 @@ class Task(base.Task):
         noise: standard normal, as the actions.
         """
         o, target = self.options, self.target.module
+        assert isinstance(target, Agent)
         smoothing = (noise * o.smoothing).clamp(-o.smoothing_clip, o.smoothing_clip)
         with self.context.autocast():
             policy = target.actor(batch.next_observation)
