@@ -80,9 +80,8 @@ def _submit(table: str, configs: Sequence[Config], options: Options, words: Sequ
     profile = slurm.profile(options.cluster, options.profile)
     sent = slurm.submit(table, configs, profile, options.numbers.get("runs_per_job", 1))
     jobs = len({run.job for run in sent})
-    print(
-        f"submitted {len(sent)} of {len(configs)} runs" + (f" as {jobs} jobs, {sent[0].name}" if sent else "")
-    )
+    named = f" in {jobs} job{'s' if jobs > 1 else ''} named {sent[0].name}" if sent else ""
+    print(f"submitted {len(sent)} of {len(configs)} runs{named}")
     if len(sent) < len(configs):
         print("the others are finished, or in the queue already")
     for action in ("--status", "--collect"):

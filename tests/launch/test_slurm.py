@@ -31,7 +31,12 @@ from emabench.runs.directory import RunDirectory, run_directories
 from tests.test_config import config
 
 ROOT = Path(__file__).parents[2]
-LONG = ["steps=8000", "log_every=50", "device=cpu", "ema.decay=[0.9,0.99,0.999]"]  # a few seconds
+LONG = [
+    "steps=3000",
+    "log_every=10",
+    "device=cpu",
+    "ema.decay=[0.9,0.99,0.999]",
+]  # a second or two: time to stop it
 
 
 def long_runs(results_dir: Path) -> list[Config]:
@@ -67,6 +72,7 @@ def local_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 # -- without a cluster --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(900)
 def test_an_interrupted_job_is_requeued_and_gives_what_a_local_run_gives(
     tmp_path: Path, local_rows: dict[str, Any]
 ) -> None:
