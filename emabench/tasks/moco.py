@@ -220,7 +220,9 @@ def view(x: Tensor, options: Options, draw: torch.Generator) -> Tensor:
         return low + (high - low) * torch.rand(len(x), generator=draw, device=x.device)
 
     area = uniform(options.crop, 1.0)
-    half = uniform(-0.5, 0.5) * (-area.log()).clamp(max=math.log(4 / 3))  # of the logarithm of the sides' ratio
+    half = uniform(-0.5, 0.5) * (-area.log()).clamp(
+        max=math.log(4 / 3)
+    )  # of the logarithm of the sides' ratio
     width, height = area.sqrt() * half.exp(), area.sqrt() * (-half).exp()
     sides = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if options.flip else torch.ones_like(width)
     # Where in the image (-1 to 1) the view's own pixels lie: x' = ±width·x + left, y' = height·y + top.
