@@ -245,7 +245,7 @@ class GivenTokenizer:
         except Exception as error:  # tokenizers raises bare Exception
             raise UserError(
                 f"{said}: is neither a tokenizer.json nor to be had from the Hugging Face hub "
-                f"({str(error).splitlines()[0]}); leave it null to train one on the corpus"
+                f"({_first_sentence(error)}); leave it null to train one on the corpus"
             ) from error
         if missing := [token for token in SPECIAL if self.tokenizer.token_to_id(token) is None]:
             raise UserError(f"{said}: has no {', '.join(missing)}; name a tokenizer made for BERT")
@@ -254,6 +254,10 @@ class GivenTokenizer:
 
     def fit(self, corpus: Corpus) -> Encoder:
         return Given(self.tokenizer)
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].split(". ")[0]
 
 
 class Given:

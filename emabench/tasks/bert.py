@@ -5,9 +5,13 @@ GLUE (Devlin et al. 2019). Batches and masks are functions of (seed, step); the 
 
 For §17.2 a fixed random subset of the weights, and the EMAs of it, is written down over the last steps of the run.
 From that come the variance of the weights about their trend, how much an average reduces it, and what the reduction
-would be if every weight were an AR(1) process with the ρ that it shows from one step to the next:
+would be if the weights were AR(1) processes with the autocorrelation that they show:
 
     Var(ema) / Var(θ) = (1 − β)/(1 + β) · (1 + βρ)/(1 − βρ).
+
+ρ is taken from the autocorrelation at a lag beyond the optimiser's own memory, ρ = r_lag^(1/lag): momentum makes
+weights smoother from one step to the next than they are over ten. Windows that are no small part of the steps that
+are written down look better than they are: what is slower than those steps is taken for the trend.
 """
 
 from __future__ import annotations
@@ -46,13 +50,15 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FineTune(Section):
-    """The classification that the weights are fine-tuned for: at the end of the run, on a copy of them."""
+    """The classification that the weights are fine-tuned for: at the end of the run, on a copy of them.
 
-    task: Literal[
-        "parts", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"
-    ]  # parts: which part of the corpus it is from
-    parts: Annotated[int, Field(ge=2)]  # parts: how many of equal length
-    test: Count  # parts: windows that the accuracy is measured on
+    `exchanged`: is a window as it was written, or are some of its tokens exchanged? The others are GLUE's.
+    """
+
+    task: Literal["exchanged", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
+    test: Annotated[
+        int, Field(ge=2)
+    ]  # exchanged: windows of the validation text that accuracy is measured on
     steps: Count
     batch_size: Count
     lr: Positive  # of AdamW; a tenth of the steps warm up, then it falls linearly to 0
@@ -64,6 +70,7 @@ class Variance(Section):
 
     weights: Count  # how many of them
     steps: Annotated[int, Field(ge=8)]  # over so many steps at the end of the run
+    lag: Count  # steps between the weights that ρ is measured from
     decays: float | list[float]  # of the averages whose variance is compared: those of the run
 
 
@@ -191,7 +198,7 @@ class Task(base.Task):
         "perplexity": Direction.LOWER,  # of the masked tokens of the validation text
         "finetune_accuracy": Direction.HIGHER,  # per cent
         "variance_reduction": Direction.HIGHER,  # variance of the raw weights over that of these, about their trends
-        "ar1_reduction": Direction.HIGHER,  # what it would be if each weight were an AR(1) process with its own ρ
+        "ar1_reduction": Direction.HIGHER,  # what it would be if the weights were AR(1) processes with their ρ
         "relative_variance": Direction.LOWER,  # of these weights about their trend, over their mean square
     }
 
@@ -239,14 +246,18 @@ class Task(base.Task):
 
     def _labelled(self) -> tuple[Examples, Examples]:
         finetune, length = self.options.finetune, self.options.length
-        if finetune.task == "parts":
-            return parts(self.train.stream, self.special, length, finetune)
+        if finetune.task == "exchanged":
+            draws = generator(0, "exchanged")  # the same examples for every seed
+            valid = Stream(self.text.valid, self.context.device)
+            train_count = finetune.steps * finetune.batch_size
+            train = exchanged(self.train.stream, train_count, self.special, length, draws)
+            return train, exchanged(valid, finetune.test, self.special, length, draws)
         return glue(finetune.task, self.text.folder, length, self.special["[PAD]"], self.context.device)
 
     @property
     def measured_with(self) -> Mapping[str, str]:
         o, f = self.options, self.options.finetune
-        task = f"{f.parts} parts of {self.text.label}" if f.task == "parts" else f"{f.task}, development set"
+        task = f"{f.test} windows" if f.task == "exchanged" else f"{f.task}, development set"
         traced = f"{len(self.trace.at)} weights over the last {self.trace.steps} steps"
         return {
             "perplexity": f"{self.text.label}, {o.validation_sequences} × {o.length} tokens, {o.masked:.0%} masked",
@@ -399,35 +410,21 @@ class Classifier(nn.Module):
         return self.head(self.drop(pooled))
 
 
-def parts(
-    stream: Stream, special: Mapping[str, int], length: int, settings: FineTune
-) -> tuple[Examples, Examples]:
-    """Which of `parts` equal parts of the corpus a window is from: examples to train on and to test on.
-
-    Windows to train and to test are taken from alternate blocks of the text, so that none overlap.
-    """
+def exchanged(
+    stream: Stream, count: int, special: Mapping[str, int], length: int, draws: torch.Generator
+) -> Examples:
+    """Windows of the text, and whether tokens of it were exchanged: in every other one, one token in three on
+    average has another one from anywhere in the text in its place (each is as frequent as before)."""
     tokens = length - 2
-    block = 8 * tokens
-    pairs = stream.length // (2 * block)
-    if not pairs:
-        raise UserError(
-            f"task.finetune.task=parts: {stream.length} tokens are too few for windows of {length}; "
-            "give more text, or a smaller task.length"
-        )
-
-    def examples(offset: int, count: int, draws: torch.Generator) -> Examples:
-        which = torch.randint(pairs, (count,), generator=draws)
-        within = torch.randint(block - tokens + 1, (count,), generator=draws)
-        starts = (2 * which + offset) * block + within
-        ids = torch.empty(count, length, dtype=torch.int64, device=stream.device)
-        ids[:, 0], ids[:, -1] = special["[CLS]"], special["[SEP]"]
-        ids[:, 1:-1] = stream.windows(starts, tokens)
-        labels = (starts * settings.parts // stream.length).to(stream.device)
-        return Examples(ids, torch.zeros_like(ids), None, labels, settings.parts)
-
-    return examples(0, 4096, generator(0, "parts/train")), examples(
-        1, settings.test, generator(0, "parts/test")
-    )
+    starts = torch.randint(stream.length - tokens + 1, (count,), generator=draws)
+    elsewhere = torch.randint(stream.length, (count, tokens), generator=draws)
+    labels = torch.arange(count) % 2
+    away = (torch.rand(count, tokens, generator=draws) < 1 / 3) & (labels[:, None] == 1)
+    at = torch.where(away, elsewhere, starts[:, None] + torch.arange(tokens))
+    ids = torch.empty(count, length, dtype=torch.int64, device=stream.device)
+    ids[:, 0], ids[:, -1] = special["[CLS]"], special["[SEP]"]
+    ids[:, 1:-1] = stream.take(at)
+    return Examples(ids, torch.zeros_like(ids), None, labels.to(stream.device), 2)
 
 
 def glue(
@@ -486,6 +483,7 @@ class Trace:
             begin += p.numel()
         device = context.device
         self.decays = torch.tensor(decays, dtype=torch.float64)
+        self.lag = min(options.lag, self.steps // 4)
         self.sums = torch.zeros(len(decays), len(self.at), device=device)  # of the EMAs from zero
         self.weights = torch.zeros(
             self.steps, 1 + len(decays), len(self.at), device=device
@@ -509,38 +507,42 @@ class Trace:
             self.weights[row, 1:] = self.sums / (1 - self.decays**done).to(self.sums)[:, None]
             self.losses[row] = loss
 
-    def _variances(self) -> tuple[Tensor, Tensor]:
-        """Variance about the linear trend [1 + decays, weights], and ρ of the raw weights [weights]; float64."""
-        about = detrended(self.weights)
-        variance = about.square().sum(0) / (self.steps - 2)
-        raw = about[:, 0]
-        return variance, (raw[1:] * raw[:-1]).sum(0) / raw.square().sum(0).clamp_min(1e-300)
+    def _variances(self) -> Tensor:
+        """Variance about the linear trend, summed over the weights, of the raw ones and each EMA: float64 [1 + decays]."""
+        return detrended(self.weights).square().sum((0, 2)) / (self.steps - 2)
+
+    def _rho(self, lag: int) -> float:
+        """The raw weights' autocorrelation from step to step, as that over `lag` steps says it."""
+        raw = detrended(self.weights[:, 0])
+        before, after = raw[:-lag], raw[lag:]
+        r = (before * after).sum() / (before.square().sum() * after.square().sum()).sqrt()
+        return float(r.clamp_min(0.0)) ** (1 / lag)
 
     def of_weights_in_place(self) -> dict[str, float]:
         """What of the traced weights is known to be in place: the raw ones, or one of their EMAs.
 
         They are told by their values, to a tenth of what the raw weights vary by; NaN for any other average.
         """
-        variance, rho = self._variances()
-        total = variance.sum(1)
+        total = self._variances()
         away = (self.weights[-1].double() - self._now().double()).square().sum(1)
         nearest = int(away.argmin())
         if not away[nearest] <= 0.01 * total[0]:
             return dict.fromkeys(("variance_reduction", "ar1_reduction", "relative_variance"), math.nan)
         beta = float(self.decays[nearest - 1]) if nearest else 0.0
+        rho = self._rho(self.lag)
         law = (1 - beta) / (1 + beta) * (1 + beta * rho) / (1 - beta * rho)
         size = self.weights[:, nearest].double().mean(0).square().sum()
         return {
             "variance_reduction": float(total[0] / total[nearest]),
-            "ar1_reduction": float(total[0] / (variance[0] * law).sum()),
+            "ar1_reduction": 1 / law,
             "relative_variance": float(total[nearest] / size),
         }
 
     def findings(self) -> dict[str, float]:
-        """ρ of the raw weights, each counted by its variance, and the standard deviation of the loss."""
-        variance, rho = self._variances()
+        """ρ of the raw weights from lags of one step and of `lag` steps, and the standard deviation of the loss."""
         return {
-            "rho": float((rho * variance[0]).sum() / variance[0].sum()),
+            "rho_1": self._rho(1),
+            f"rho_{self.lag}": self._rho(self.lag),
             "loss_sd": float((detrended(self.losses).square().sum() / (self.steps - 2)).sqrt()),
         }
 

@@ -232,6 +232,21 @@ def test_nt_asgd_stops_and_goes_on(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+def test_activations_and_their_changes_are_penalised(tmp_path: Path) -> None:
+    """AR and TAR, from the outputs of one chunk by hand; what is logged is the cross-entropy alone."""
+    off = make(tmp_path, "optimizer.lr=1e-30", "clip.max_norm=1e9")
+    ids = off.train.windows(off.rows, off.options.bptt + 1)
+    logits, dropped, raw, _ = off.model(ids[:, :-1], off.model.start(off.context.batch_size))
+    loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    penalised = loss + 2 * (dropped**2).mean() + 3 * ((raw[:, 1:] - raw[:, :-1]) ** 2).mean()
+    for total, words in ((loss, ()), (penalised, ("task.activation=2.0", "task.slowness=3.0"))):
+        gradients = torch.autograd.grad(total, [*off.model.parameters()], retain_graph=True)
+        expected = float(sum(g.square().sum() for g in gradients) ** 0.5)
+        scalars = make(tmp_path, "optimizer.lr=1e-30", "clip.max_norm=1e9", *words).train_step(0)
+        assert float(scalars["grad_norm"]) == pytest.approx(expected, rel=1e-5)
+        assert float(scalars["loss"]) == pytest.approx(float(loss.detach()), rel=1e-6)
+
+
 def test_clipping_reports_the_norm_and_changes_the_step(tmp_path: Path) -> None:
     clipped, free = make(tmp_path, "clip.max_norm=0.01"), make(tmp_path, "clip.max_norm=null")
     assert float(clipped.train_step(0)["grad_norm"]) > 0.01  # before clipping
