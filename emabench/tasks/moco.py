@@ -10,6 +10,7 @@ is not trained at all, above which everything has to be.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -125,7 +126,8 @@ class Task(base.Task):
     def measured_with(self) -> Mapping[str, str]:
         o = self.options
         data = o.data if o.classes is None else f"{o.data} ({Path(o.classes).stem})"
-        learnt = f"{self.data.labelled} labelled and {self.data.test_size} test images of {data}"
+        labels = "all" if self.data.labelled == len(self.data) else str(self.data.labelled)
+        learnt = f"{labels} labels, {self.data.test_size} test images of {data}"
         return {"linear_probe": f"{o.probe}, {learnt}", "knn": f"{o.neighbours} neighbours, {learnt}"}
 
     def averaged(self) -> nn.Module:
@@ -306,18 +308,22 @@ class _Folders:
         place = catalog.located(options.data, context.data_dir)
         plain = folders.evaluation_view(options.image_size)
         self.train = folders.Folder(place / "train", _TwoViews(options))
-        self.labelled_images = folders.Folder(place / "train", plain)
         self.held_out = folders.Folder(place / "val", plain)
-        parts = (self.train, self.labelled_images, self.held_out)
         if options.classes is not None:
             wanted = _listed(options.classes, context.data_dir)
-            for part in parts:
-                _restrict(part, wanted, options.classes)
+            _restrict(self.train, wanted, options.classes)
+            _restrict(self.held_out, wanted, options.classes)
         self.classes = len(self.train.files.classes)
         if self.held_out.files.classes != self.train.files.classes:
             raise base.mistake("data", options.data, f"{place}/train and val do not have the same classes")
         self.labelled = min(options.probe_images or len(self.train), len(self.train))
-        self.labelled_images.files.samples = self.labelled_images.files.samples[: self.labelled]
+        # The same files, seen plainly; some of them are taken evenly, as they lie in the order of their classes.
+        self.to_probe = copy.copy(self.train)
+        self.to_probe.view = plain
+        self.to_probe.files = copy.copy(self.train.files)
+        samples = self.train.files.samples
+        chosen = (n * len(samples) // self.labelled for n in range(self.labelled))
+        self.to_probe.files.samples = [samples[i] for i in chosen]
         self.test_size = len(self.held_out)
         c = context
         self.stream = folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers)
@@ -330,7 +336,7 @@ class _Folders:
         return self.stream.batches.indices(step).to(pairs.device), pairs[:, 0], pairs[:, 1]
 
     def probe_images(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._in_order(self.labelled_images)
+        return self._in_order(self.to_probe)
 
     def test_images(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self._in_order(self.held_out)
