@@ -148,7 +148,7 @@ def _made(name: str, longer_by: int) -> tuple[gym.Env[Any, Any], int]:
         raise base.mistake("environment", name, f"gymnasium has no such environment{close}") from error
     box, seen = env.action_space, env.observation_space
     if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not box.is_bounded():
-        mend = f"its actions are {box}; TD3 needs a vector of bounded, continuous ones, as in Pendulum-v1 has"
+        mend = f"its actions are {box}; TD3 needs a vector of bounded, continuous ones, as Pendulum-v1 has"
         raise base.mistake("environment", name, mend)
     if not isinstance(seen, gym.spaces.Box) or len(seen.shape) != 1:
         raise base.mistake("environment", name, f"its observations are {seen}; a vector is needed")
