@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ast
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError, nearest
-from emabench.paths import PACKAGE
+from emabench.paths import COMMAND, PACKAGE
 
 HELP = """\
 emabench: does averaging the weights help, by how much, with which decay?
@@ -38,6 +39,9 @@ KEYS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    os.environ[COMMAND] = shlex.join(
+        ["emabench", *words]
+    )  # what results say they were made by, in workers too
     try:
         return _dispatch(words)
     except UserError as error:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+COMMAND = (
+    "EMABENCH_COMMAND"  # environment variable: the words that a user typed, for processes started by them
+)
 PACKAGE = Path(__file__).resolve().parent
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import subprocess
@@ -13,7 +14,7 @@ import torch
 import emabench
 from emabench.config import Config
 from emabench.errors import UserError
-from emabench.paths import PACKAGE
+from emabench.paths import COMMAND, PACKAGE
 
 
 def resolve_device(name: str) -> torch.device:
@@ -46,7 +47,7 @@ def describe(config: Config, device: torch.device) -> dict[str, Any]:
     return {
         "emabench": emabench.__version__,
         "commit": _commit(),
-        "command": shlex.join(["emabench", *sys.argv[1:]]),
+        "command": os.environ.get(COMMAND) or shlex.join(sys.argv),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),

@@ -13,6 +13,7 @@ from emabench.config import Config
 from emabench.errors import DONE, FAILED, MISTAKE
 from emabench.launch.local import missing, run_missing
 from emabench.runs.directory import RunDirectory, run_directories
+from emabench.paths import COMMAND
 from tests.test_config import config
 
 
@@ -52,7 +53,8 @@ def test_a_diverging_job_takes_no_other_down(tmp_path: Path, capsys: pytest.Capt
     assert "diverged" in capsys.readouterr().out
 
 
-def test_side_by_side_gives_what_in_turn_gives(tmp_path: Path) -> None:
+def test_side_by_side_gives_what_in_turn_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(COMMAND, "emabench table some jobs=2")
     in_turn = [smoke(tmp_path / "a", f"seed={seed}") for seed in (0, 1)]
     side_by_side = [smoke(tmp_path / "b", f"seed={seed}") for seed in (0, 1)]
     run_missing(in_turn, jobs=1)
@@ -63,6 +65,8 @@ def test_side_by_side_gives_what_in_turn_gives(tmp_path: Path) -> None:
         assert first
         assert second
         assert first.rows == second.rows
+        # What a user can type again, not how a worker was started.
+        assert second.environment["command"] == "emabench table some jobs=2"
 
 
 def test_a_worker_runs_the_configuration_it_was_given(tmp_path: Path) -> None:
