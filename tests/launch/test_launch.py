@@ -12,8 +12,8 @@ from emabench.cli import main
 from emabench.config import Config
 from emabench.errors import DONE, FAILED, MISTAKE
 from emabench.launch.local import missing, run_missing
-from emabench.runs.directory import RunDirectory, run_directories
 from emabench.paths import COMMAND
+from emabench.runs.directory import RunDirectory, run_directories
 from tests.test_config import config
 
 
