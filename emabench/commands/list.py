@@ -25,7 +25,9 @@ def main(words: Sequence[str]) -> int:
     for path in sorted((conf_dir() / "table").glob("*.yaml")):
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
         shown.add_row(f"  {path.stem}", f"{spec.get('title', '')} (§{spec.get('section', '?')})")
-    shown.add_row("  numerics", "Rounding errors of an EMA beside the article's formulas; no training (§15.3)")
+    shown.add_row(
+        "  numerics", "Rounding errors of an EMA beside the article's formulas; no training (§15.3)"
+    )
     Console(soft_wrap=True).print(shown)
     return DONE
 

@@ -122,8 +122,8 @@ class _Section:
     def findings(self) -> Iterator[tuple[str, str]]:
         """By arm, the best average of the main metric in a sentence."""
         for curve in curves.window_curves(self.judged, next(iter(self.table.metrics))):
-            arm = curve.arm.capitalize() if len(self.table.arms) > 1 else ""
-            yield arm, self._finding(curve)
+            of = curve.arm if len(self.table.arms) > 1 else ""
+            yield (of or curve.family).capitalize(), self._finding(curve)
 
     def _finding(self, curve: curves.WindowCurve) -> str:
         label = self.table.metrics[curve.metric].label
@@ -191,11 +191,17 @@ class _Section:
     def windows(self) -> Iterator[dict[str, Any]]:
         """The metric against the window, of each metric that a claim is about, in each arm."""
         for metric in self._claimed():
+            if not self.table.metrics[metric].ranked:
+                continue
             found = curves.window_curves(self.judged, metric)
             for curve, svg in zip(
                 found, figures.against_window(self.judged, found) if found else [], strict=True
             ):
-                yield {"arm": curve.arm, "svg": Markup(svg), "label": self.table.metrics[metric].label}
+                yield {
+                    "of": curve.arm or curve.family,
+                    "svg": Markup(svg),
+                    "label": self.table.metrics[metric].label,
+                }
 
     def ladder(self) -> Iterator[dict[str, Any]]:
         """Every average of every arm, in numbers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -25,9 +25,13 @@ class Point:
 
 @dataclass(frozen=True)
 class WindowCurve:
-    """Averages by their window. `arm` says of which trajectories; "" where each is a trajectory of its own."""
+    """Averages by their window. `arm` says of which trajectories; "" where each is a trajectory of its own.
+
+    `family`: with several such groups of trajectories, the row that all of one group are set against.
+    """
 
     arm: str
+    family: str
     metric: str
     raw: Estimate | None  # without averaging
     raw_tied: bool  # by seed, without averaging is not shown (at 5 %) to be worse than the best
@@ -53,7 +57,7 @@ def finished(judged: Judged, arm: str) -> list[Run]:
 def window_curves(judged: Judged, metric: str) -> list[WindowCurve]:
     """The metric against the window: of each arm's passive averages, and of rows that are decays of a target network."""
     found = [window_curve(judged, arm, metric) for arm in judged.table.arms]
-    return [curve for curve in [*found, _of_targets(judged, metric)] if curve and len(curve.points) > 1]
+    return [curve for curve in [*found, *_of_targets(judged, metric)] if curve and len(curve.points) > 1]
 
 
 def window_curve(judged: Judged, arm: str, metric: str) -> WindowCurve | None:
@@ -65,27 +69,39 @@ def window_curve(judged: Judged, arm: str, metric: str) -> WindowCurve | None:
     values = {average: numbers for average in averages if (numbers := _by_seed(runs, average, metric))}
     windows = {average: next((w for run in runs if (w := run.window(average))), None) for average in values}
     labels = {average: _labels(judged, arm, average) for average in values}
-    return _curve(judged, arm, metric, values, windows, labels, RAW, runs[0].result.steps)
+    return _curve(judged, arm, "", metric, values, windows, labels, RAW, runs[0].result.steps)
 
 
-def _of_targets(judged: Judged, metric: str) -> WindowCurve | None:
+def _of_targets(judged: Judged, metric: str) -> Iterator[WindowCurve | None]:
     """Rows of trajectories of their own, by the window of the target network that each was trained with."""
-    rows = {key: row for key, row in judged.rows.items() if row.spec.decay is not None}
-    values = {key: dict(row.cells[metric].values) for key, row in rows.items() if row.cells[metric].values}
-    if not values:
-        return None
-    base = next((row.against for row in rows.values() if row.against), None)
-    if base and base not in values and judged.rows[base].cells[metric].values:
-        values[base] = dict(judged.rows[base].cells[metric].values)
-    steps = judged.all_runs[0].result.steps
-    windows = {key: judged.rows[key].window for key in values}
-    labels = {key: (judged.rows[key].spec.label,) for key in values}
-    return _curve(judged, "", metric, values, windows, labels, base if base not in rows else None, steps)
+    families: dict[str, list[str]] = {}
+    for key, row in judged.rows.items():
+        if row.spec.decay is not None and row.cells[metric].values:
+            families.setdefault(_root(judged, key), []).append(key)
+    for root, keys in families.items():
+        values = {key: dict(judged.rows[key].cells[metric].values) for key in keys}
+        without = root if root not in keys and judged.rows[root].cells[metric].values else None
+        if without:
+            values[without] = dict(judged.rows[without].cells[metric].values)
+        windows = {key: judged.rows[key].window for key in values}
+        labels = {key: (judged.rows[key].spec.label,) for key in values}
+        family = f"against {judged.rows[root].spec.label}" if len(families) > 1 else ""
+        steps = judged.all_runs[0].result.steps
+        yield _curve(judged, "", family, metric, values, windows, labels, without, steps)
+
+
+def _root(judged: Judged, key: str) -> str:
+    """The row at the end of the chain of what is compared with what."""
+    seen = [key]
+    while (above := judged.rows[seen[-1]].against) and above not in seen:
+        seen.append(above)
+    return seen[-1]
 
 
 def _curve(
     judged: Judged,
     arm: str,
+    family: str,
     metric: str,
     values: Mapping[str, Mapping[int, float]],
     windows: Mapping[str, float | None],
@@ -107,6 +123,7 @@ def _curve(
     base = values.get(without, {}) if without else {}
     return WindowCurve(
         arm,
+        family,
         metric,
         estimate(list(base.values())),
         bool(base) and _tied(values[best], base, sign),

@@ -70,10 +70,15 @@ def at_scale(value: Any, scale: str) -> Any:
 
 
 class Metric(Section):
-    """How a metric is called and which way it is better."""
+    """How a metric is called and which way it is better.
+
+    `ranked` is false where further that way is not better without end (a bias, whose best is zero): claims may
+    speak of a direction, but no row is called the best.
+    """
 
     label: str
     better: Direction
+    ranked: bool = True
 
 
 class Source(Section):

@@ -314,3 +314,16 @@ def test_rows_that_are_trajectories_of_their_own() -> None:
     )
     # The seeds differ by 2, the rows within a seed by 0.2: only pairing tells them apart.
     assert [point.tied for point in curve.points] == [False, True, False]
+
+
+def test_decays_against_different_rows_are_curves_of_their_own() -> None:
+    """Two families of targets, each with its own row without averaging: a line must not jump between them."""
+    table, runs = golden.target_networks()
+    rows = dict(table.rows)
+    rows["other"] = rows["none"].model_copy(update={"label": "other", "arm": "other"})
+    rows["m999"] = rows["m999"].model_copy(update={"against": "other"})
+    rows["m9"] = rows["m9"].model_copy(update={"against": "other"})
+    table = table.model_copy(update={"rows": rows, "arms": table.arms | {"other": []}})
+    judged = judge(table, "small", runs | {"other": runs["none"]})
+    found = {curve.family: [p.average for p in curve.points] for curve in window_curves(judged, "top1")}
+    assert found == {"against other": ["m9", "m999"]}  # m99 is alone: a point is no curve
