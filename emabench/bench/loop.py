@@ -102,17 +102,21 @@ def _measure(kinds: dict[str, Callable[[int], None]], rounds: int, steps: int) -
     return seconds
 
 
-def _seconds_of_a_checkpoint(training: Training) -> float:
-    times = []
-    for _ in range(5):
+def _seconds_of_a_checkpoint(training: Training) -> dict[str, float]:
+    """How long a checkpoint holds training up, and until it is on the disk."""
+    writer = checkpoint.Writer(training.directory.checkpoints, keep=1)
+    held, written = [], []
+    for _ in range(9):
         began = time.perf_counter()
-        checkpoint.save(training.directory.checkpoints, training.step, training.state(), keep=1)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+        writer.save(training.step, training.state(), first=training.history.sync)
+        held.append(time.perf_counter() - began)
+        writer.join()
+        written.append(time.perf_counter() - began)
+    return {"held up": statistics.median(held), "until written": statistics.median(written)}
 
 
 def _figures(
-    seconds: dict[str, list[float]], saving: float, args: argparse.Namespace, config: Config
+    seconds: dict[str, list[float]], saving: dict[str, float], args: argparse.Namespace, config: Config
 ) -> dict[str, object]:
     first = next(iter(seconds.values()))
     ratios = {
@@ -124,15 +128,17 @@ def _figures(
         "steps": args.steps,
         "ms_per_step": {name: 1e3 * statistics.median(found) for name, found in seconds.items()},
         "ratio_to_bare": ratios,
-        "checkpoint_ms": 1e3 * saving,
+        "checkpoint_ms": {name: 1e3 * value for name, value in saving.items()},
         "environment": environment.describe(config, environment.resolve_device("auto")),
     }
 
 
 def _shown(figures: dict[str, object]) -> str:
-    ratios, times = figures["ratio_to_bare"], figures["ms_per_step"]
+    ratios, times, saving = figures["ratio_to_bare"], figures["ms_per_step"], figures["checkpoint_ms"]
     assert isinstance(ratios, dict)
     assert isinstance(times, dict)
+    assert isinstance(saving, dict)
     lines = [f"{'':<20}{'ms a step':>10}{'to bare':>10}"]
     lines += [f"{name:<20}{times[name]:>10.2f}{ratio:>10.3f}" for name, ratio in ratios.items()]
-    return "\n".join([*lines, f"{'a checkpoint':<20}{figures['checkpoint_ms']:>10.2f}"])
+    lines += [f"{f'checkpoint {name}':<24}{value:>6.2f}" for name, value in saving.items()]
+    return "\n".join(lines)

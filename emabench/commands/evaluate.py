@@ -13,9 +13,9 @@ def main(words: Sequence[str]) -> int:
     config, directory, _ = named_run("evaluate", words, {})
 
     from emabench.report import terminal
-    from emabench.training.run import restored
+    from emabench.training.run import explained, restored
 
-    with directory.locked():
+    with directory.locked(), explained(directory):
         training = restored(config, directory)
         if training.step < config.steps:
             raise UserError(

@@ -13,9 +13,10 @@ def main(words: Sequence[str]) -> int:
     """`emabench export RUN [average=NAME] [to=DIR]`: a diffusers pipeline for ddpm, a state_dict elsewhere."""
     config, directory, options = named_run("export", words, {"average": "raw", "to": ""})
 
-    from emabench.training.run import restored
+    from emabench.training.run import explained, restored
 
-    training = restored(config, directory)
+    with explained(directory):
+        training = restored(config, directory)
     average = options["average"]
     names = ["raw", *training.averager.names]
     if average not in names:
@@ -25,7 +26,7 @@ def main(words: Sequence[str]) -> int:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"to={to}: cannot be made ({error.strerror}); name another folder") from error
-    with training.in_place(average):
+    with explained(directory), training.in_place(average):
         training.task.export(to)
     print(f"{average} after {training.step} steps: {to}")
     return DONE

@@ -34,10 +34,11 @@ def main(words: Sequence[str]) -> int:
     )
     wanted = _curve(config) if curve else [_asked(options)]
 
-    from emabench.training.run import restored
+    from emabench.training.run import explained, restored
 
-    training = restored(config, directory)
-    rows = [_measured(training, profile) for profile in wanted]
+    with explained(directory):
+        training = restored(config, directory)
+        rows = [_measured(training, profile) for profile in wanted]
     main_metric = next(iter(training.task.metrics))
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("average", "window", *training.task.metrics, "misplaced weight"):

@@ -6,14 +6,14 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
 
 from emabench.config import Config, identity
 from emabench.errors import UserError
-from emabench.runs.files import write_text
+from emabench.runs.files import remove_leftovers, write_text
 from emabench.runs.result import Result, read_result, to_json
 
 
@@ -63,7 +63,10 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run: a second process that wants it is told so. The lock dies with its process."""
-        file = (self.path / ".lock").open("a+")
+        try:
+            file = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written to ({error.strerror})") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -74,10 +77,11 @@ class RunDirectory:
                 f"{self.path}: is being run by {holder}; wait for it, or stop it first"
             ) from error
         try:
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()}")
-            file.flush()
+            with suppress(OSError):  # a full disk: the lock holds without a name in it
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), f"process {os.getpid()}".encode())
+            for folder in (self.checkpoints, self.snapshots):
+                remove_leftovers(folder)
             yield
         finally:
             file.close()

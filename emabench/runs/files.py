@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class NoRoom(OSError):
+    """The disk, a quota or a limit on files is full; the message names the folder and how much is needed."""
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write aside, flush to the disk, rename. An error leaves what was there, and nothing half-written."""
+    """Write aside, flush to the disk, rename. An error leaves what was there, and nothing half-written.
+
+    Raises NoRoom where the disk is full, any other OSError as it comes.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
@@ -16,7 +27,32 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
         sync_directory(path.parent)
+    except OSError as error:
+        if error.errno in FULL:
+            aside.unlink(missing_ok=True)  # first, so that what it took counts as free
+            raise NoRoom(error.errno, no_room(path.parent, len(data), error)) from error
+        raise
     finally:
+        aside.unlink(missing_ok=True)
+
+
+def no_room(folder: Path, needed: int | None, error: OSError) -> str:
+    """In words: what does not fit where. `needed` in bytes, None where a few are."""
+    try:
+        free = f"{_bytes(shutil.disk_usage(folder).free)} free"
+    except OSError:
+        free = "room unknown"
+    file = "" if needed is None else f" for a file of {_bytes(needed)}"
+    return f"no room in {folder}{file} ({free}; {error.strerror})"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What a process that was killed had written aside. Only for who alone writes in the folder."""
+    for aside in folder.glob(".*.tmp"):
         aside.unlink(missing_ok=True)
 
 

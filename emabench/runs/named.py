@@ -4,36 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from emabench.config import Config, checked
-from emabench.errors import UserError, nearest
+from emabench.errors import RunFailed, UserError, nearest
 from emabench.runs.directory import RunDirectory
+
+HERE = ("device", "data_dir", "workers")  # what may differ where a run was moved to
 
 
 def named_run(
     verb: str, words: Sequence[str], options: Mapping[str, str]
 ) -> tuple[Config, RunDirectory, dict[str, str]]:
-    """The run's configuration and directory, and the options with their defaults. Raises UserError."""
+    """The run's configuration and directory, and the options with their defaults.
+
+    `device`, `data_dir` and `workers` replace what the run was trained with. Raises UserError for a mistake in the
+    words, RunFailed where the run's configuration cannot be used.
+    """
     if not words or "=" in words[0]:
         usage = " ".join(f"[{name}=…]" for name in options)
         raise UserError(
             f"emabench {verb} RUN {usage}: RUN is a run's directory, <results_dir>/<task>/<run_id>"
         )
-    chosen = dict(options)
+    chosen: dict[str, str] = dict(options)
+    here: dict[str, Any] = {}
     for word in words[1:]:
         key, equals, value = word.partition("=")
-        if not equals or key not in options:
-            raise UserError(f"{word}: {verb} has no such option{nearest(key, options)}")
-        chosen[key] = value
+        if equals and key in HERE:
+            here[key] = int(value) if key == "workers" and value.isdecimal() else value
+        elif equals and key in options:
+            chosen[key] = value
+        else:
+            raise UserError(f"{word}: {verb} has no such option{nearest(key, [*options, *HERE])}")
     directory = RunDirectory(Path(words[0]))
+    config = read_config(directory)
+    return (checked(Config, config.model_dump() | here) if here else config), directory, chosen
+
+
+def read_config(directory: RunDirectory) -> Config:
+    """What a run was trained with. UserError where there is none, RunFailed where it is damaged or not of this version."""
+    file = directory.config
     try:
-        data = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{words[0]}: holds no config.yaml; name <results_dir>/<task>/<run_id>") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{directory.config}: cannot be read ({' '.join(str(error).split())})") from error
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{directory.path}: holds no config.yaml; name <results_dir>/<task>/<run_id>"
+        ) from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RunFailed(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(data, dict):
-        raise UserError(f"{directory.config}: is damaged")
-    return checked(Config, data), directory, chosen
+        raise RunFailed(f"{file}: is damaged")
+    try:
+        return checked(Config, data)
+    except UserError as error:
+        raise RunFailed(
+            f"{file}: is damaged or of another version of emabench; nothing was changed: {error}"
+        ) from error

@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from emabench.errors import RunFailed
+
 SCHEMA = 1
 Status = Literal["finished", "diverged", "failed"]
 STATUSES = ("finished", "diverged", "failed")
 RAW = "raw"  # the weights themselves, always the first row
 
 
-class DamagedResult(ValueError):
+class DamagedResult(RunFailed):
     """A result file that cannot be read as one; the message names the file and what is wrong."""
 
 

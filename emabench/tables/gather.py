@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from emabench.errors import UserError
+from emabench.errors import RunFailed, UserError
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory, run_directories
 from emabench.runs.result import RAW, DamagedResult, Result, read_result
@@ -97,11 +97,13 @@ def read_run(path: Path) -> Run | None:
 
 
 def asked_for(path: Path) -> Run:
-    """The run that a user names. Raises UserError where there is none or it cannot be read."""
+    """The run that a user names. Raises UserError where there is none, RunFailed where it is damaged."""
     try:
         run = read_run(path)
-    except (DamagedResult, OSError) as error:
-        raise UserError(f"{error}; run it again with rerun=true") from error
+    except DamagedResult as error:
+        raise RunFailed(f"{error}; run it again with rerun=true") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if run is None:
         there = "has no result.json yet" if path.is_dir() else "is not there"
         raise UserError(f"{path}: {there}; name a run's directory, <results_dir>/<task>/<run_id>")

@@ -2,15 +2,18 @@
 
 `step-00001000-<sha256>.pt` holds what `torch.load(weights_only=True)` reads. A file whose bytes do not give the
 sum in its name is passed over for the one before, so neither a crash while writing nor a flipped bit can be
-taken for a state of the run.
+taken for a state of the run. Training copies its state and goes on; checksum, writing, flushing and renaming
+happen in one thread beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import re
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,46 @@ NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.pt")
 
 def save(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write the state after `step` steps, then drop all but the latest `keep`. OSError leaves the old ones."""
+    return _write(directory, step, _serialised(state), keep)
+
+
+class Writer:
+    """Writes one run's checkpoints while training goes on: at most one is on its way to the disk.
+
+    The state is copied before `save` returns. Whatever goes wrong with the writing (`OSError`) is raised by the
+    next `save` or by `join`; nothing is skipped in silence.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory, self.keep = directory, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._on_its_way: Future[Path] | None = None
+
+    def save(self, step: int, state: dict[str, Any], first: Callable[[], None]) -> None:
+        """Hand over the state after `step` steps; `first` makes durable what the checkpoint counts on."""
+        self.join()
+        data = _serialised(state)
+
+        def write() -> Path:
+            first()
+            return _write(self.directory, step, data, self.keep)
+
+        self._on_its_way = self._thread.submit(write)
+
+    def join(self) -> None:
+        """Wait until what was handed over is on the disk."""
+        last, self._on_its_way = self._on_its_way, None
+        if last:
+            last.result()
+
+
+def _serialised(state: dict[str, Any]) -> memoryview:
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    data = buffer.getbuffer()
+    return buffer.getbuffer()
+
+
+def _write(directory: Path, step: int, data: memoryview, keep: int) -> Path:
     path = directory / f"step-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
     write_atomically(path, data)
     for _, old in _found(directory)[keep:]:
@@ -39,9 +79,13 @@ def load_latest(directory: Path, warn: Callable[[str], None]) -> tuple[int, dict
     for step, path in _found(directory):
         data = path.read_bytes()
         match = NAME.fullmatch(path.name)
+        why = "its bytes do not give the sum in its name"
         if match and hashlib.sha256(data).hexdigest()[:16] == match[2]:
-            return step, torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        warn(f"{path} is damaged: passed over for the one before")
+            try:
+                return step, torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # whole, and no checkpoint
+                why = str(error).strip().partition("\n")[0]
+        warn(f"{path} is damaged ({why}): passed over for the one before")
     return None
 
 

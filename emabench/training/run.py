@@ -24,6 +24,7 @@ from emabench.config import Config, checked
 from emabench.errors import Interrupted, RunFailed, UserError
 from emabench.paths import cache_dir
 from emabench.runs.directory import RunDirectory
+from emabench.runs.files import FULL, NoRoom, no_room
 from emabench.runs.history import History
 from emabench.runs.result import RAW, Result, Row, Status, measured
 from emabench.runs.tracking import Tracker, tracker
@@ -50,18 +51,14 @@ def run(config: Config) -> Result:
         elif there and there.status != "failed":
             return there
         try:
-            with stop_requests() as stop:
+            with explained(directory), stop_requests() as stop:
                 result = Training(config, directory, stop).result()
-        except (UserError, Interrupted, KeyboardInterrupt):
-            raise
-        except Exception as error:
+                directory.write_result(result)
+        except RunFailed as error:
             with suppress(OSError):  # a full disk: what is there stays, and the reason is said all the same
                 directory.error.write_text(traceback.format_exc())
-                directory.write_result(_failed(config, error))
-            raise RunFailed(
-                f"{directory.path}: {type(error).__name__}: {error}; see {directory.error}"
-            ) from error
-        directory.write_result(result)
+                directory.write_result(_failed(config, error.__cause__ or error))
+            raise RunFailed(f"{error}; see {directory.error}") from error
         directory.error.unlink(missing_ok=True)
         return result
 
@@ -74,7 +71,28 @@ def restored(config: Config, directory: RunDirectory) -> Training:
     return training
 
 
-def _failed(config: Config, error: Exception) -> Result:
+@contextmanager
+def explained(directory: RunDirectory) -> Iterator[None]:
+    """Whatever goes wrong with a run's files, data or task, as RunFailed: why, with the mend where there is one."""
+    again = "the same command goes on from the last checkpoint"
+    try:
+        yield
+    except (UserError, Interrupted, RunFailed):
+        raise
+    except Exception as error:
+        why = f"{directory.path}: {type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno in FULL:
+            full = str(error) if isinstance(error, NoRoom) else no_room(directory.path, None, error)
+            why = f"{full}; make room (checkpoint.keep=1 needs less), and {again}"
+        elif isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            why = (
+                f"{directory.path}: a process that reads data died, killed or out of memory; try fewer of them "
+                f"(workers=…, 0 for none), and {again} ({' '.join(str(error).split())})"
+            )
+        raise RunFailed(why) from error
+
+
+def _failed(config: Config, error: BaseException) -> Result:
     """A result that says why there is none. It does not count as finished: the same command tries again."""
     return Result(
         run_id=config.run_id(),
@@ -135,6 +153,7 @@ class Training:
         self.sums: dict[str, Tensor | float] = {}  # of the scalars since the last history line
         self.summed = 0
         self.seconds = {"train_s": 0.0, "averaging_s": 0.0, "evaluate_s": 0.0}
+        self.checkpoints = checkpoint.Writer(directory.checkpoints, config.checkpoint.keep)
         self.history: History
         self.tracker: Tracker
         self._resume()
@@ -156,14 +175,20 @@ class Training:
         if not found:
             return
         self.step, state = found
-        self.task.load_state_dict(state["task"])
-        self.averager.load_state_dict(state["averager"])
-        self.sums, self.summed, self.seconds = state["sums"], state["summed"], state["seconds"]
+        try:
+            self.task.load_state_dict(state["task"])
+            self.averager.load_state_dict(state["averager"])
+            self.sums, self.summed, self.seconds = state["sums"], state["summed"], state["seconds"]
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise RunFailed(
+                f"{self.directory.checkpoints}: the checkpoint of step {self.step} is not this run's, or of another "
+                f"version ({type(error).__name__}: {' '.join(str(error).split())[:200]}); rerun=true begins anew"
+            ) from error
         self.progress.say(f"{self.directory.path}: goes on from step {self.step}")
 
     def _checkpoint(self) -> None:
-        self.history.sync()
-        checkpoint.save(self.directory.checkpoints, self.step, self.state(), self.config.checkpoint.keep)
+        # Written beside the training that goes on; the history up to this step is on the disk before it.
+        self.checkpoints.save(self.step, self.state(), first=self.history.sync)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -186,12 +211,16 @@ class Training:
             else:
                 rows = self._measure(artifacts=True)
                 self._record(rows)
+            self.checkpoints.join()  # a result counts on the state that it was measured from
             result = self._result("diverged" if diverged else "finished", diverged, rows)
             return result
         finally:
-            self.tracker.finish(result)
-            self.progress.close()
-            self.history.close()
+            try:
+                self.checkpoints.join()  # who is told "stopped at step n" finds that step on the disk
+            finally:
+                self.tracker.finish(result)
+                self.progress.close()
+                self.history.close()
 
     def begin(self) -> None:
         """Open what is written along the run."""

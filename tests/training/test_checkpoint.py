@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from emabench.training.checkpoint import load_latest, save
+from emabench.runs.files import NoRoom
+from emabench.training.checkpoint import Writer, load_latest, save
 
 
 def test_the_latest_whole_one_is_loaded_and_old_ones_go(tmp_path: Path) -> None:
@@ -40,12 +44,63 @@ def test_all_damaged_is_none(tmp_path: Path) -> None:
     assert load_latest(tmp_path, lambda _: None) is None
 
 
-def test_a_hostile_file_runs_no_code(tmp_path: Path) -> None:
+def test_a_hostile_file_runs_no_code_though_its_sum_is_right(tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (tmp_path / "pwned",))
 
-    with pytest.raises(pickle.UnpicklingError):
-        save(tmp_path, 1, {"x": Hostile()}, keep=1)
-        load_latest(tmp_path, lambda _: None)
+    save(tmp_path, 1, {"x": torch.arange(3)}, keep=2)
+    hostile = save(tmp_path, 2, {"x": Hostile()}, keep=2)
+    data = hostile.read_bytes()
+    assert hashlib.sha256(data).hexdigest()[:16] in hostile.name
+    assert b"touch" in data or b"pwned" in data
+    plain = pickle.dumps({"x": Hostile()}, protocol=2)  # a pickle as such, not torch's archive of one
+    (tmp_path / f"step-00000003-{hashlib.sha256(plain).hexdigest()[:16]}.pt").write_bytes(plain)
+    said: list[str] = []
+    step, _ = load_latest(tmp_path, said.append) or (0, {})
+    assert step == 1
+    assert len(said) == 2
     assert not (tmp_path / "pwned").exists()
+
+
+def test_writing_beside_the_training_keeps_what_was_handed_over(tmp_path: Path) -> None:
+    """The state may change as soon as `save` returns; one is on its way at a time, after what it counts on."""
+    writer, order = Writer(tmp_path, keep=3), []
+    free = threading.Event()
+    state = {"x": torch.zeros(1000)}
+
+    def first(step: int) -> None:
+        free.wait(10)
+        order.append((step, sorted(path.name[5:13] for path in tmp_path.glob("step-*.pt"))))
+
+    writer.save(1, state, lambda: first(1))
+    state["x"] += 1
+    assert order == []  # not waited for
+    free.set()
+    writer.save(2, state, lambda: first(2))
+    state["x"] += 1
+    writer.join()
+    assert order == [(1, []), (2, ["00000001"])]
+    step, loaded = load_latest(tmp_path, pytest.fail) or (0, {})
+    assert step == 2
+    assert torch.equal(loaded["x"], torch.ones(1000))
+
+
+@pytest.mark.parametrize("then", ["save", "join"])
+def test_what_goes_wrong_beside_the_training_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    writer = Writer(tmp_path, keep=3)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", _full)
+        writer.save(1, {}, lambda: None)
+        with pytest.raises(NoRoom, match=str(tmp_path)):
+            writer.join() if then == "join" else writer.save(2, {}, lambda: None)
+    assert list(tmp_path.iterdir()) == []
+    writer.save(3, {}, lambda: None)  # there is room again
+    writer.join()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def _full(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
