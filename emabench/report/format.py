@@ -148,7 +148,7 @@ def verdict(found: Verdict) -> str:
 
 def reason(found: Verdict, seeds: int) -> str:
     """Why, or what it would take."""
-    if found.kind is not Kind.UNDECIDED:
+    if found.kind is not Kind.UNDECIDED or found.why:
         return found.why
     if seeds < FEWEST:
         return f"{seeds} of at least {FEWEST} seeds" + (

@@ -26,6 +26,7 @@ from emabench.tables.statistics import (
     AllOf,
     AnyOf,
     Estimate,
+    Rarer,
     Side,
     Statement,
     below,
@@ -152,6 +153,7 @@ def prepare(claim: spec.AnyClaim, values: Values, table: spec.Table) -> Test:
         spec.Difference: _difference,
         spec.Gain: _gain,
         spec.StepsToTarget: _steps,
+        spec.Diverged: _diverged,
         spec.Optimum: _optimum,
         spec.Value: _value,
     }
@@ -210,6 +212,28 @@ def _value(claim: spec.Value, values: Values, table: spec.Table) -> Test:
         tolerance = spec.Amount(tolerance.value * largest, relative=False)
     effect = Effect(table.rows[claim.row].label, x, relative=False)
     return _within(claim, x, effect, expected, tolerance, directed=False)
+
+
+def _diverged(claim: spec.Diverged, values: Values, table: spec.Table) -> Test:
+    """`values` are 1 for a run that diverged, 0 for one that finished."""
+    mine, other = (list(values.by_row[row].values()) for row in (claim.row, claim.over))
+    fewer, more = Rarer(mine, other), Rarer(other, mine)
+    x = [
+        values.by_row[claim.row][seed] - values.by_row[claim.over][seed]
+        for seed in values.seeds(claim.rows())
+    ]
+    what = f"{sum(mine):.0f} of {len(mine)} runs diverged, {sum(other):.0f} of {len(other)} of {table.rows[claim.over].label}"
+    outcomes = {}
+    for who, expected in claim.expectations(table).items():
+        right, wrong = (fewer, more) if expected == "fewer" else (more, fewer)
+        outcomes[who] = [
+            Outcome(Kind.REPRODUCED, [right], expected),
+            Outcome(Kind.CONTRADICTED, [wrong], f"not {expected}"),
+        ]
+    effect = Effect(what, x, relative=False)
+    if not sum(mine) + sum(other):
+        return Test(claim, [effect], without=Verdict(Kind.UNDECIDED, "no run diverged"))
+    return Test(claim, [effect], [[fewer], [more]], outcomes)
 
 
 def _steps(claim: spec.StepsToTarget, values: Values, table: spec.Table) -> Test:

@@ -218,12 +218,26 @@ def _test(judged: Judged, claim: spec.AnyClaim, mixed: Mapping[str, str]) -> Tes
         return Test(claim, without=Verdict(Kind.NOT_RUN))
     if claim.only_at_paper_scale() and (why := judged.comparable(claim.metric)):
         return Test(claim, without=Verdict(Kind.NOT_COMPARABLE, why))
+    if isinstance(claim, spec.Diverged):
+        return claims.prepare(claim, Values(_diverged(judged, claim), higher=False), table)
     numbers = {row: judged.rows[row].cells[claim.metric].values for row in claim.rows()}
     higher = table.metrics[claim.metric].better == "higher"
     values = Values(numbers, higher)
     if isinstance(claim, spec.StepsToTarget):
         values = Values(numbers, higher, _tracks(judged, claim), _target(judged, claim))
     return claims.prepare(claim, values, table)
+
+
+def _diverged(judged: Judged, claim: spec.Diverged) -> dict[str, dict[int, float]]:
+    """By row and seed: 1 for a run that diverged, 0 for one that finished."""
+    return {
+        key: {
+            seed: float(run.result.status == "diverged")
+            for seed, run in judged.runs.get(judged.rows[key].spec.arm, {}).items()
+            if run and run.result.status in ("finished", "diverged")
+        }
+        for key in claim.rows()
+    }
 
 
 def _tracks(judged: Judged, claim: spec.StepsToTarget) -> dict[str, dict[int, list[tuple[int, float]]]]:

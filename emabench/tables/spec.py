@@ -225,6 +225,14 @@ class StepsToTarget(Pair):
         return self
 
 
+class Diverged(Pair):
+    """Of `row`'s runs a smaller (or larger) share diverges than of `over`'s."""
+
+    type: Literal["diverged"]
+    article: Literal["fewer", "more"] | None = None
+    literature: Literal["fewer", "more"] | None = None
+
+
 class Optimum(Claim):
     """Along the rows the metric is best inside, not at either end; or at the rows that the expectation names."""
 
@@ -270,7 +278,7 @@ class Value(Claim):
 
 
 AnyClaim = Annotated[
-    Order | Difference | Gain | StepsToTarget | Optimum | Value,
+    Order | Difference | Gain | StepsToTarget | Diverged | Optimum | Value,
     Field(discriminator="type"),
 ]
 

@@ -15,6 +15,7 @@ from functools import cache, cached_property
 
 import numpy as np
 from scipy.special import nctdtr, stdtr, stdtrit
+from scipy.stats import hypergeom
 
 ALPHA = 0.05  # chance of a false statement, for a whole table
 POWER = 0.8  # with which the number of seeds named would decide
@@ -159,6 +160,34 @@ class Above(Statement):
 def below(values: Sequence[float], threshold: float = 0.0) -> Above:
     """The mean is below a threshold."""
     return Above([-value for value in values], -threshold)
+
+
+class Rarer(Statement):
+    """What is counted here is rarer than there: Fisher's exact test, one-sided.
+
+    here, there: 1 for each run in which it happened, 0 for each other one.
+    """
+
+    def __init__(self, here: Sequence[float], there: Sequence[float]) -> None:
+        self.counts = [(round(sum(x)), len(x)) for x in (here, there)]
+
+    @cached_property
+    def p(self) -> float:  # type: ignore[override]
+        (a, n), (b, m) = self.counts
+        return _fisher(a, n, b, m)
+
+    def seeds(self, level: float) -> float:
+        """Seeds that would show it, were the shares as seen so far."""
+        (a, n), (b, m) = self.counts
+        if not n or not m or a / n >= b / m:
+            return math.inf
+        each = (k for k in range(FEWEST, MOST) if _fisher(round(a / n * k), k, round(b / m * k), k) <= level)
+        return next(each, math.inf)
+
+
+def _fisher(a: int, n: int, b: int, m: int) -> float:
+    """Chance of a or fewer of n, when a + b of the n + m are drawn at random."""
+    return float(hypergeom.cdf(a, n + m, a + b, n))
 
 
 class AllOf(Statement):

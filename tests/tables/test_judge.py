@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emabench.errors import UserError
+from emabench.errors import RunFailed, UserError
 from emabench.runs.result import DamagedResult
 from emabench.tables import gather, spec
 from emabench.tables.claims import Kind
@@ -234,7 +234,7 @@ def test_a_damaged_result_is_named_and_set_aside(tmp_path: Path, damage: object)
     there, unreadable = all_runs(tmp_path)
     assert [run.result.seed for run in there] == [0, 2]
     assert len(unreadable) == 1 and str(file) in unreadable[0]
-    with pytest.raises(UserError, match="rerun=true"):
+    with pytest.raises(RunFailed, match="rerun=true"):
         asked_for(path)
 
 
@@ -327,3 +327,46 @@ def test_decays_against_different_rows_are_curves_of_their_own() -> None:
     judged = judge(table, "small", runs | {"other": runs["none"]})
     found = {curve.family: [p.average for p in curve.points] for curve in window_curves(judged, "top1")}
     assert found == {"against other": ["m9", "m999"]}  # m99 is alone: a point is no curve
+
+
+@pytest.mark.parametrize(
+    ("clipped", "free", "expected"),
+    [
+        (0, 5, Kind.REPRODUCED),  # Fisher, one-sided: 1/252
+        (0, 3, Kind.UNDECIDED),  # 10/120
+        (5, 0, Kind.CONTRADICTED),
+        (0, 0, Kind.UNDECIDED),
+    ],
+)
+def test_shares_of_diverged_runs(clipped: int, free: int, expected: Kind) -> None:
+    table = spec.Table.model_validate(
+        {
+            "name": "t", "title": "T", "section": "17.1", "question": "?", "task": "lstm", "seeds": 5,
+            "metrics": {"perplexity": {"label": "PPL", "better": "lower"}},
+            "arms": {"clipped": [], "free": []},
+            "rows": {key: {"label": key, "arm": key, "average": "raw"} for key in ("clipped", "free")},
+            "claims": [
+                {"type": "diverged", "text": "clipping keeps runs alive", "metric": "perplexity",
+                 "row": "clipped", "over": "free", "article": "fewer"},
+            ],
+        }
+    )  # fmt: skip
+    runs: dict[str, dict[int, Run | None]] = {
+        arm: {
+            seed: Run(
+                golden.result(
+                    {"raw": {"perplexity": None if seed < lost else 3.0}},
+                    {"perplexity": "lower"},
+                    task="lstm",
+                    seed=seed,
+                    status="diverged" if seed < lost else "finished",
+                )
+            )
+            for seed in range(5)
+        }
+        for arm, lost in (("clipped", clipped), ("free", free))
+    }
+    judged = judge(table, "small", runs)
+    assert verdicts(judged)["clipping keeps runs alive"]["article"] is expected
+    (ruling,) = judged.rulings
+    assert ruling.effects[0].what == f"{clipped} of 5 runs diverged, {free} of 5 of free"
