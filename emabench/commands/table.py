@@ -63,7 +63,10 @@ def main(words: Sequence[str]) -> int:
     if not options.action:
         from emabench.launch.local import default_jobs, run_missing
 
-        run_missing(configs, options.numbers.get("jobs") or default_jobs(configs))
+        names = {
+            c.directory(): f"{arm}, seed {n}" for arm, by_seed in planned.items() for n, c in by_seed.items()
+        }
+        run_missing(configs, options.numbers.get("jobs") or default_jobs(configs), names)
     judged = judge(table, scale, gathered(planned), overrides)
 
     from emabench.report import html, terminal

@@ -11,13 +11,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from emabench.config import Config
-from emabench.errors import INTERRUPTED, Interrupted, RunFailed
+from emabench.errors import DONE, INTERRUPTED, Interrupted, RunFailed
 from emabench.launch.plan import check
+from emabench.runs import history
 from emabench.runs.directory import RunDirectory
 from emabench.training.interruption import StopRequest, stop_requests
 
@@ -32,8 +42,11 @@ def missing(configs: Sequence[Config]) -> list[Config]:
     return list(todo.values())
 
 
-def run_missing(configs: Sequence[Config], jobs: int = 1) -> None:
-    """Run what is missing. Raises UserError before anything starts, Interrupted when asked to stop."""
+def run_missing(configs: Sequence[Config], jobs: int = 1, names: Mapping[Path, str] | None = None) -> None:
+    """Run what is missing. Raises UserError before anything starts, Interrupted when asked to stop.
+
+    `names`: what to call the run of a directory on the terminal, where that says more than its task and run_id.
+    """
     todo = missing(configs)
     console = Console(stderr=True)
     if not todo:
@@ -47,7 +60,7 @@ def run_missing(configs: Sequence[Config], jobs: int = 1) -> None:
         _in_turn(todo, console)
     else:
         with stop_requests() as stop:
-            _side_by_side(todo, jobs, console, stop)
+            _side_by_side(todo, jobs, Watch(console, len(todo), names or {}), stop)
 
 
 def _in_turn(todo: list[Config], console: Console) -> None:
@@ -63,39 +76,74 @@ def _in_turn(todo: list[Config], console: Console) -> None:
         console.print(f"{number} of {len(todo)} runs done, about {left:.0f} min left", highlight=False)
 
 
-def _side_by_side(todo: list[Config], jobs: int, console: Console, stop: StopRequest) -> None:
+class Watch:
+    """What a person sees of runs side by side: a bar for each on a terminal, a line at the end of each in a log."""
+
+    def __init__(self, console: Console, total: int, names: Mapping[Path, str]) -> None:
+        self.names, self.total, self.count, self.began = names, total, 0, time.monotonic()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.all = self.bars.add_task("runs", total=total)
+        self.bar: dict[Path, TaskID] = {}
+
+    def started(self, config: Config) -> None:
+        path = config.directory()
+        name = self.names.get(path, f"{config.task_name}/{config.run_id()}")
+        self.bar[path] = self.bars.add_task(name, total=config.steps)
+
+    def look(self, running: Iterable[Config]) -> None:
+        """Read from the runs' histories how far they are."""
+        if not self.bars.disable:
+            for config in running:
+                step, _ = history.progress(RunDirectory(config.directory()).history, config.steps)
+                self.bars.update(self.bar[config.directory()], completed=step)
+
+    def ended(self, config: Config, failed: bool) -> None:
+        self.count += 1
+        self.bars.update(self.all, completed=self.count)
+        self.bars.remove_task(self.bar.pop(config.directory()))
+        left = (time.monotonic() - self.began) / self.count * (self.total - self.count) / 60
+        words = f"{self.count} of {self.total} runs done, about {left:.0f} min left"
+        if failed:
+            words += f" FAILED, see {config.directory() / 'log.txt'}"
+        if failed or self.bars.disable:
+            self.bars.console.print(words, highlight=False, soft_wrap=True)
+
+
+def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest) -> None:
     """A pool of processes. Cores and GPUs are dealt out evenly; each process writes to its run's `log.txt`."""
     waiting = list(reversed(todo))
     running: dict[subprocess.Popen[bytes], tuple[Config, int]] = {}
-    began, count, interrupted = time.monotonic(), 0, False
+    interrupted = False
     gpus = _gpus()
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
     slots = list(range(jobs))
     try:
-        while waiting or running:
-            if stop:
-                raise Interrupted("stopped; the same command goes on from there")
-            while waiting and slots:
-                config, slot = waiting.pop(), slots.pop()
-                environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
-                if gpus:
-                    environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-                running[_start(config, environment)] = (config, slot)
-            for process in [p for p in running if p.poll() is not None]:
-                config, slot = running.pop(process)
-                slots.append(slot)
-                count += 1
-                interrupted |= process.returncode == INTERRUPTED
-                left = (time.monotonic() - began) / count * (len(todo) - count) / 60
-                failed = f" FAILED, see {config.directory() / 'log.txt'}" if process.returncode else ""
-                console.print(
-                    f"{count} of {len(todo)} runs done, about {left:.0f} min left{failed}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-            if interrupted:
-                waiting.clear()
-            time.sleep(0.2)
+        with watch.bars:
+            while waiting or running:
+                if stop:
+                    raise Interrupted("stopped; the same command goes on from there")
+                while waiting and slots:
+                    config, slot = waiting.pop(), slots.pop()
+                    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+                    if gpus:
+                        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+                    running[_start(config, environment)] = (config, slot)
+                    watch.started(config)
+                for process in [p for p in running if p.poll() is not None]:
+                    config, slot = running.pop(process)
+                    slots.append(slot)
+                    interrupted |= process.returncode == INTERRUPTED
+                    watch.ended(config, failed=process.returncode not in (DONE, INTERRUPTED))
+                if interrupted:
+                    waiting.clear()
+                watch.look(config for config, _ in running.values())
+                time.sleep(0.2)
     except BaseException:
         for process in running:
             process.send_signal(signal.SIGTERM)  # each writes its checkpoint and ends

@@ -34,7 +34,7 @@ class Standing:
 def standing(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> Standing:
     """What is known of a run: the queue's word before that of its files, for it may be running anew."""
     directory = RunDirectory(config.directory())
-    step, left = _progress(directory, config.steps)
+    step, left = history.progress(directory.history, config.steps)
     sent = slurm.submitted(config)
     job = sent.job if sent else ""
     if sent and sent in queue:
@@ -46,18 +46,6 @@ def standing(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> S
     if sent:
         return Standing("stopped", step, None, job, f"see {slurm.log(config, sent)}")
     return Standing("stopped" if step else "to do", step, None, job, "")
-
-
-def _progress(directory: RunDirectory, steps: int) -> tuple[int, float | None]:
-    """Steps done, and at their pace the seconds of training left."""
-    try:
-        lines = [line for line in history.lines(directory.history) if "wall" in line]
-    except OSError:
-        return 0, None
-    if not lines or not lines[-1]["step"]:
-        return 0, None
-    step, wall = lines[-1]["step"], lines[-1]["wall"]
-    return step, wall / step * (steps - step)
 
 
 def show(runs: Mapping[str, Config]) -> None:

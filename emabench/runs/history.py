@@ -51,6 +51,18 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield line
 
 
+def progress(path: Path, steps: int) -> tuple[int, float | None]:
+    """Steps done of a run of so many, and at their pace the seconds of training left (None where nothing tells)."""
+    try:
+        trained = [line for line in lines(path) if "wall" in line]
+    except OSError:
+        return 0, None
+    if not trained or not trained[-1]["step"]:
+        return 0, None
+    step, wall = trained[-1]["step"], trained[-1]["wall"]
+    return step, wall / step * (steps - step)
+
+
 def _line(values: Mapping[str, Any]) -> str:
     return json.dumps(_finite(values), allow_nan=False) + "\n"
 

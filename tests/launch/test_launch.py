@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from emabench.cli import main
 from emabench.config import Config
 from emabench.errors import DONE, FAILED, MISTAKE
-from emabench.launch.local import missing, run_missing
+from emabench.launch.local import Watch, missing, run_missing
 from emabench.paths import COMMAND
 from emabench.runs.directory import RunDirectory, run_directories
 from tests.test_config import config
@@ -93,3 +95,22 @@ def test_one_run_from_the_command_line(
     assert all(word in shown for word in ("raw", "ema_0.9", "ema_0.99", "excess_loss"))
     assert main([*words, "optimizer.lr=1e30"]) == FAILED
     assert "diverged" in capsys.readouterr().out
+
+
+def test_on_a_terminal_every_run_that_goes_has_a_bar(tmp_path: Path) -> None:
+    one, other = (smoke(tmp_path, f"seed={seed}", "steps=40") for seed in (0, 1))
+    directory = RunDirectory(one.directory())
+    directory.prepare(one)
+    directory.history.write_text('{"step": 10, "wall": 1.0, "loss": 2.0}\n')
+    screen = io.StringIO()
+    watch = Watch(Console(file=screen, force_terminal=True, width=100), 2, {one.directory(): "free, seed 0"})
+    with watch.bars:
+        for config in (one, other):
+            watch.started(config)
+        watch.look([one, other])
+        watch.bars.refresh()
+        seen = screen.getvalue()
+        watch.ended(one, failed=False)
+        watch.ended(other, failed=True)
+    assert "free, seed 0" in seen and "10/40" in seen and f"quadratic/{other.run_id()}" in seen
+    assert "2 of 2 runs done" in screen.getvalue() and "FAILED, see" in screen.getvalue()
