@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from emabench.runs.files import NoRoom
-from emabench.training.checkpoint import Writer, load_latest, save
+from emabench.training.checkpoint import Writer, copied, load_latest, save
+from tests.training.test_run import assert_same
 
 
 def test_the_latest_whole_one_is_loaded_and_old_ones_go(tmp_path: Path) -> None:
@@ -104,3 +105,22 @@ def test_what_goes_wrong_beside_the_training_is_raised(
 
 def _full(descriptor: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_copy_is_out_of_the_trainings_reach_and_as_it_was(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    model.add_module("tied", model[0])
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "pair": ([1], torch.empty(0))}
+    expected = save(tmp_path, 1, state, keep=9).read_bytes()
+    held = copied(state, {})
+    with torch.no_grad():
+        for tensor in [*model.state_dict().values(), *optimizer.state_dict()["state"][0].values()]:
+            tensor.fill_(7)
+    state["pair"][0].append(2)
+    assert len(save(tmp_path, 2, held, keep=9).read_bytes()) <= len(expected)  # what is tied stays tied
+    before, after = (torch.load(path, weights_only=True) for path in sorted(tmp_path.iterdir()))
+    assert_same(after, before)
+    assert after["model"]._metadata == model.state_dict()._metadata
