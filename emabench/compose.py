@@ -92,7 +92,12 @@ def _compose(overrides: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return hydra_compose("config", overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+        TypeError,
+    ) as error:  # Hydra's own checks raise any
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         raise UserError(f"configuration: {str(cause).strip().splitlines()[0]}") from error
 

@@ -15,7 +15,7 @@ from emabench.config import Config
 from emabench.errors import DONE, RunFailed, UserError
 from emabench.runs.result import DamagedResult
 from emabench.tables import spec
-from emabench.tables.gather import Run, Runs, read_run
+from emabench.tables.gather import Run, Runs, read_run_of
 from emabench.tables.judge import judge
 
 USAGE = (
@@ -111,7 +111,7 @@ def plan(table: spec.Table, scale: str, seeds: Iterable[int], overrides: Sequenc
 def found(config: Config) -> Run | None:
     """One planned run, None while there is no result. A damaged result is said, with the mend."""
     try:
-        return read_run(config.directory())
+        return read_run_of(config.directory())
     except DamagedResult as error:
         raise RunFailed(f"{error}; remove it, and the same command measures the run again") from error
 

@@ -36,8 +36,8 @@ def missing(configs: Sequence[Config]) -> list[Config]:
     """The runs that have no result yet, or one that says "failed"; each once."""
     todo = {}
     for config in configs:
-        result = RunDirectory(config.directory()).result()
-        if config.rerun or result is None or result.status == "failed":
+        result = None if config.rerun else RunDirectory(config.directory()).result()
+        if result is None or result.status == "failed":
             todo[config.directory()] = config
     return list(todo.values())
 

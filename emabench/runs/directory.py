@@ -13,7 +13,7 @@ import yaml
 
 from emabench.config import Config, identity
 from emabench.errors import UserError
-from emabench.runs.files import remove_leftovers, write_text
+from emabench.runs.files import read_yaml, remove_leftovers, write_text
 from emabench.runs.result import Result, read_result, to_json
 
 
@@ -47,8 +47,8 @@ class RunDirectory:
     def _check_identity(self, config: Config) -> None:
         """The configuration on disk and the one asked for have to be of the same run."""
         try:
-            there = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
+            there = read_yaml(self.config)
+        except ValueError:
             there = None
         if not isinstance(there, dict):
             raise UserError(f"{self.config}: is damaged; move {self.path} away, or set results_dir=…")

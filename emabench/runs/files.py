@@ -6,7 +6,11 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,6 +58,16 @@ def remove_leftovers(folder: Path) -> None:
     """What a process that was killed had written aside. Only for who alone writes in the folder."""
     for aside in folder.glob(".*.tmp"):
         aside.unlink(missing_ok=True)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds. OSError where it cannot be read; ValueError, in a line, where it is no YAML."""
+    try:
+        return yaml.load(path.read_bytes(), LOADER)
+    except OSError:
+        raise
+    except Exception as error:  # besides YAMLError, tags with wrong values raise whatever comes (PyYAML 6)
+        raise ValueError(f"{path}: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,27 +41,43 @@ class History:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a history; a last line cut short by a crash is passed over."""
+    """The whole lines of a history; one cut short by a crash, or damaged since, is passed over."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for text in file:
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # no JSON, or a number of too many digits
                 continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
+            if _is_sound(line):
                 yield line
 
 
 def progress(path: Path, steps: int) -> tuple[int, float | None]:
     """Steps done of a run of so many, and at their pace the seconds of training left (None where nothing tells)."""
     try:
-        trained = [line for line in lines(path) if "wall" in line]
+        trained = [line for line in lines(path) if line.get("wall") is not None]
     except OSError:
         return 0, None
     if not trained or not trained[-1]["step"]:
         return 0, None
     step, wall = trained[-1]["step"], trained[-1]["wall"]
     return step, wall / step * (steps - step)
+
+
+def _is_sound(line: Any) -> bool:
+    """`step` is a count, `eval` holds measurements, everything else is a number or null."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] < 2**53:
+        return False
+    measured = line.get("eval", {})
+    if not isinstance(measured, dict) or not all(isinstance(row, dict) for row in measured.values()):
+        return False
+    values = [value for name, value in line.items() if name != "eval"]
+    values += [value for row in measured.values() for value in row.values()]
+    return all(value is None or _is_number(value) for value in values)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from emabench.config import Config, checked
 from emabench.errors import RunFailed, UserError, nearest
 from emabench.runs.directory import RunDirectory
+from emabench.runs.files import read_yaml
 
 HERE = ("device", "data_dir", "workers")  # what may differ where a run was moved to
 
@@ -47,12 +46,12 @@ def read_config(directory: RunDirectory) -> Config:
     """What a run was trained with. UserError where there is none, RunFailed where it is damaged or not of this version."""
     file = directory.config
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = read_yaml(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{directory.path}: holds no config.yaml; name <results_dir>/<task>/<run_id>"
         ) from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise RunFailed(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(data, dict):
         raise RunFailed(f"{file}: is damaged")

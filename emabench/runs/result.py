@@ -7,13 +7,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from emabench.errors import RunFailed
 
 SCHEMA = 1
 Status = Literal["finished", "diverged", "failed"]
-STATUSES = ("finished", "diverged", "failed")
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 RAW = "raw"  # the weights themselves, always the first row
 
 
@@ -24,6 +26,8 @@ class DamagedResult(RunFailed):
 @dataclass(frozen=True)
 class Row:
     """One set of weights of a run, measured. A metric without a finite value is None, with its reason."""
+
+    __pydantic_config__ = STRICT
 
     average: str
     profile: Mapping[str, Any]
@@ -37,11 +41,13 @@ class Result:
     `measured_with` what it was measured with where values are comparable only if that is the same;
     `references` floors and ceilings of the metrics on this task's data."""
 
+    __pydantic_config__ = STRICT
+
     run_id: str
     task: str
     scale: str
     seed: int
-    steps: int
+    steps: Annotated[int, Field(ge=1, lt=2**53)]
     status: Status
     rows: tuple[Row, ...]
     metrics: Mapping[str, str]
@@ -72,18 +78,17 @@ def read_result(path: Path) -> Result:
     """Read one `result.json`. Raises DamagedResult when it is not one, FileNotFoundError when there is none."""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        data = json.loads(text)
-        if data["schema"] != SCHEMA:
-            raise DamagedResult(f"{path}: schema {data['schema']!r}, this version reads {SCHEMA}")
-        if data["status"] not in STATUSES:
-            raise DamagedResult(f"{path}: status {data['status']!r} is none of {', '.join(STATUSES)}")
-        rows = tuple(Row(**row) for row in data.pop("rows"))
-        for row in rows:
-            for name, value in row.metrics.items():
-                if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-                    raise DamagedResult(f"{path}: {row.average}.{name} is {value!r}, not a number")
-        return Result(rows=rows, **data)
-    except DamagedResult:
-        raise
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        schema = json.loads(text)["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedResult(f"{path}: not a result file ({type(error).__name__}: {error})") from error
+    if schema != SCHEMA:
+        raise DamagedResult(f"{path}: schema {schema!r}, this version reads {SCHEMA}")
+    try:
+        return _RESULT.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DamagedResult(f"{path}: not a result file ({where}: {first['msg']})") from error
+
+
+_RESULT = TypeAdapter(Result)

@@ -8,11 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from emabench.errors import RunFailed, UserError
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory, run_directories
+from emabench.runs.files import read_yaml
 from emabench.runs.result import RAW, DamagedResult, Result, read_result
 
 Runs = Mapping[str, Mapping[int, "Run | None"]]
@@ -45,15 +44,17 @@ class Run:
     def describe(self, average: str) -> Mapping[str, float]:
         """What the profile of an average amounts to (half-life, weight left on the start, …), as far as known."""
         row = self.result.row(average)
-        return (row.profile.get("describe") or {}) if row else {}
+        about = row.profile.get("describe") if row else None
+        if not isinstance(about, Mapping):
+            return {}
+        return {name: value for name, value in about.items() if type(value) in (int, float)}
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration; empty where there is none to be read."""
         try:
-            text = (self.path / "config.yaml").read_text(encoding="utf-8") if self.path else ""
-            found = yaml.safe_load(text)
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            found = read_yaml(self.path / "config.yaml") if self.path else None
+        except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -64,16 +65,14 @@ class Run:
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, training loss) along the run."""
-        return [
-            (line["step"], line["loss"]) for line in self._lines if isinstance(line.get("loss"), int | float)
-        ]
+        return [(line["step"], line["loss"]) for line in self._lines if line.get("loss") is not None]
 
     def measured(self, average: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of every measurement of one average along the run, the last one included."""
         found = {}
         for line in self._lines:
-            value = (line.get("eval") or {}).get(average, {}).get(metric)
-            if isinstance(value, int | float):
+            value = line.get("eval", {}).get(average, {}).get(metric)
+            if value is not None:
                 found[line["step"]] = float(value)
         last = self.value(average, metric)
         if last is not None:
@@ -96,6 +95,16 @@ def read_run(path: Path) -> Run | None:
     return Run(read_result(file), path) if file.exists() else None
 
 
+def read_run_of(path: Path) -> Run | None:
+    """The same for `<results_dir>/<task>/<run_id>`; a result of another run is a damaged one."""
+    run = read_run(path)
+    if run and (run.result.task, run.result.run_id) != (path.parent.name, path.name):
+        raise DamagedResult(
+            f"{path / 'result.json'}: is of run {run.result.task}/{run.result.run_id}, not of this one"
+        )
+    return run
+
+
 def asked_for(path: Path) -> Run:
     """The run that a user names. Raises UserError where there is none, RunFailed where it is damaged."""
     try:
@@ -115,7 +124,7 @@ def all_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
     runs, unreadable = [], []
     for path in run_directories(results_dir):
         try:
-            run = read_run(path)
+            run = read_run_of(path)
         except (DamagedResult, OSError) as error:
             unreadable.append(str(error))
             continue

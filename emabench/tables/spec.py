@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from emabench.config import SCALES, Section, checked
 from emabench.errors import UserError, nearest
 from emabench.paths import conf_dir
+from emabench.runs.files import read_yaml
 from emabench.runs.result import RAW
 
 Scale = Literal["smoke", "small", "paper"]
@@ -414,9 +414,9 @@ def load(name: str) -> Table:
 def read(path: Path) -> Table:
     """One table from its file. Raises UserError that names the file, the key and what would be right."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+        data = read_yaml(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: is not a table; it begins with title: …")
     try:

@@ -45,10 +45,10 @@ def run(config: Config) -> Result:
     directory = RunDirectory(config.directory())
     directory.prepare(config)
     with directory.locked():
-        there = directory.result()
-        if there and config.rerun:
+        if config.rerun and directory.result_file.exists():  # whole or damaged
             directory.clear()
-        elif there and there.status != "failed":
+        there = directory.result()
+        if there and there.status != "failed":
             return there
         try:
             with explained(directory), stop_requests() as stop:

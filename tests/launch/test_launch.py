@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from emabench.cli import main
 from emabench.config import Config
-from emabench.errors import DONE, FAILED, MISTAKE
+from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE
 from emabench.launch.local import Watch, missing, run_missing
 from emabench.paths import COMMAND
 from emabench.runs.directory import RunDirectory, run_directories
@@ -114,3 +116,53 @@ def test_on_a_terminal_every_run_that_goes_has_a_bar(tmp_path: Path) -> None:
         watch.ended(other, failed=True)
     assert "free, seed 0" in seen and "10/40" in seen and f"quadratic/{other.run_id()}" in seen
     assert "2 of 2 runs done" in screen.getvalue() and "FAILED, see" in screen.getvalue()
+
+
+def test_an_interrupted_sweep_goes_on_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from emabench.training.run import Training
+
+    words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu", "seed=0,1,2"]
+    inner, trained = Training.train, []
+
+    def train(self: Training, until: int) -> str | None:
+        trained.append(self.config.seed)
+        if self.config.seed == 1 and trained.count(1) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(self, until)
+
+    monkeypatch.setattr(Training, "train", train)
+    assert main(words) == INTERRUPTED
+    assert trained == [0, 1]  # it ends the sweep, not one job
+    assert "the same command goes on" in capsys.readouterr().err
+    assert main(words) == DONE
+    assert trained == [0, 1, 1, 2]
+    shown = capsys.readouterr().out
+    assert all(f"seed={seed}" in shown for seed in (0, 1, 2))
+    assert shown.count("finished") == 3
+
+
+def test_a_failing_job_takes_no_other_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from emabench.training.run import Training
+
+    words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu", "seed=0,1,2"]
+    inner = Training.train
+
+    def train(self: Training, until: int) -> str | None:
+        if self.config.seed == 1:
+            raise RuntimeError("something broke")
+        return inner(self, until)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "train", train)
+        assert main(words) == FAILED
+    shown = capsys.readouterr()
+    assert "something broke" in shown.err
+    assert sorted(statuses(tmp_path)) == ["failed", "finished", "finished"]
+    assert shown.out.count("finished") == 2
+    assert "failed" in shown.out
+    assert main(words) == DONE  # the failed one is tried again
+    assert statuses(tmp_path) == ["finished"] * 3
