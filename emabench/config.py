@@ -147,6 +147,7 @@ class Config(Section):
     checkpoint: CheckpointConfig
     log: Literal["none", "offline", "wandb"]
     log_every: Count
+    log_weights: bool = False  # every set of weights as a W&B artifact, once measured; older runs do not say
     group: str | None  # W&B group: the table or sweep that asked for the run
     rerun: bool
 
@@ -210,7 +211,18 @@ class Config(Section):
         return Path(self.results_dir) / self.task_name / self.run_id()
 
 
-PRIVATE = {"results_dir", "data_dir", "device", "workers", "checkpoint", "log", "log_every", "group", "rerun"}
+PRIVATE = {
+    "results_dir",
+    "data_dir",
+    "device",
+    "workers",
+    "checkpoint",
+    "log",
+    "log_every",
+    "log_weights",
+    "group",
+    "rerun",
+}
 
 
 def identity(config: Config) -> dict[str, Any]:

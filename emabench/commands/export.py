@@ -21,7 +21,7 @@ def main(words: Sequence[str]) -> int:
     names = ["raw", *training.averager.names]
     if average not in names:
         raise UserError(f"average={average}: the run has none of that name{nearest(average, names)}")
-    to = Path(options["to"] or directory.path / "export" / average)
+    to = Path(options["to"] or directory.exported / average)
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:

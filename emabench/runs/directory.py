@@ -28,6 +28,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.artifacts = path / "artifacts"
         self.snapshots = path / "snapshots"
+        self.exported = path / "export"
         self.error = path / "error.txt"
 
     def prepare(self, config: Config) -> None:

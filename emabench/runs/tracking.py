@@ -1,19 +1,31 @@
 """Weights & Biases beside the local files: `log=wandb`, `log=offline`, `log=none`.
 
 The files of the run are the truth; W&B is a view of them. Nothing here may stop or slow a training: a missing
-login or a dead network falls back to offline and says so once.
+login or a dead network falls back to offline and says so once, and nothing waits for the network without an end.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from emabench.config import Config, identity
 from emabench.runs.directory import RunDirectory
-from emabench.runs.result import Result, Row
+from emabench.runs.result import RAW, Result, Row
 
 Mode = Literal["online", "offline"]
+PROJECT = "emabench"
+REACH = 5  # seconds to wait for an answer before going on offline
+UPLOAD = 60  # seconds that a run's end may wait for what is not uploaded yet
+UPLOAD_WEIGHTS = 1800  # the same with weights, which may be gigabytes
+
+
+def project() -> str:
+    """Where runs, workspaces and reports go; the entity is W&B's own default, or WANDB_ENTITY."""
+    return os.environ.get("WANDB_PROJECT") or PROJECT
 
 
 class Tracker(Protocol):
@@ -40,7 +52,7 @@ class WandbTracker:
     """One W&B run a trajectory, its id the run's; a resumed run continues the same one."""
 
     def __init__(self, config: Config, directory: RunDirectory, say: Callable[[str], None]) -> None:
-        self.say = say
+        self.config, self.directory, self.say = config, directory, say
         self.run: Any = None
         modes: tuple[Mode, ...] = ("online", "offline") if config.log == "wandb" else ("offline",)
         for mode in modes:
@@ -48,7 +60,8 @@ class WandbTracker:
                 self.run = _init(config, directory, mode)
                 return
             except Exception as error:  # whatever wandb raises, training goes on
-                self._give_up(error, "going on offline" if mode == "online" else "going on without it")
+                then = "going on offline; `emabench wandb sync` uploads the run later"
+                self._give_up(error, then if mode == "online" else "going on without it")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._send({"step": step} | {f"train/{name}": value for name, value in values.items()})
@@ -60,15 +73,25 @@ class WandbTracker:
         )
 
     def finish(self, result: Result | None) -> None:
-        """`result` is None where the run ended early; W&B shows it as failed."""
+        """`result` is None where the run ended early; W&B shows it as failed, until it is resumed."""
         if not self.run:
             return
         try:
+            self.run.summary["status"] = result.status if result else "stopped"
+            if result and result.reason:
+                self.run.summary["reason"] = result.reason
             if result and result.status == "finished":
-                self._send({"result": _table(result)})
-            self.run.finish(exit_code=0 if result and result.status == "finished" else 1)
+                averages = [row.average for row in result.rows]
+                self._send(
+                    {"step": result.steps, "result": _table(result)}
+                    | _pictures(self.directory.artifacts, averages)
+                )
+                if self.config.log_weights and self.run:
+                    self.run.log_artifact(_weights(result, self.directory.exported))
+            if self.run:
+                self.run.finish(exit_code=0 if result and result.status == "finished" else 1)
         except Exception as error:
-            self._give_up(error, "the run's files are whole")
+            self._give_up(error, "the run's files are whole, and `emabench wandb sync` uploads the rest")
 
     def _send(self, values: dict[str, Any]) -> None:
         if self.run:
@@ -88,13 +111,30 @@ def tracker(config: Config, directory: RunDirectory, say: Callable[[str], None])
     return NoTracker() if config.log == "none" else WandbTracker(config, directory, say)
 
 
+@functools.cache
+def _why_offline() -> str:
+    """Why W&B cannot be used now, "" where it can. Asked once a process: each asking may take REACH seconds."""
+    import wandb
+
+    try:
+        # Asked first: wandb.Api would stop and ask a person at a terminal for the key.
+        if not wandb.login(prompt=False, verify=False):
+            return "not logged in (`wandb login` does that)"
+        wandb.Api(timeout=REACH)
+    except Exception as error:
+        address = wandb.setup().settings.base_url
+        return f"{address} did not accept the login within {REACH} s ({type(error).__name__})"
+    return ""
+
+
 def _init(config: Config, directory: RunDirectory, mode: Mode) -> Any:
     import wandb
 
-    if mode == "online" and not wandb.Api(timeout=10).api_key:
-        raise RuntimeError("not logged in (`wandb login` does that)")
+    if mode == "online" and (why := _why_offline()):
+        raise RuntimeError(why)
     run = wandb.init(
-        project="emabench",
+        project=project(),
+        entity=os.environ.get("WANDB_ENTITY"),
         id=config.run_id(),
         name=f"{config.task_name} {config.run_id()}",
         group=config.group or config.task_name,
@@ -102,9 +142,17 @@ def _init(config: Config, directory: RunDirectory, mode: Mode) -> Any:
         config=identity(config),
         dir=directory.path,
         mode=mode,
-        resume="allow" if mode == "online" else None,
+        resume="allow"
+        if mode == "online"
+        else None,  # parts of one offline run are joined by their id at sync
         reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+        settings=wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=2 * REACH,
+            finish_timeout=UPLOAD_WEIGHTS if config.log_weights else UPLOAD,
+            finish_timeout_raises=True,
+        ),
     )
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
@@ -112,8 +160,35 @@ def _init(config: Config, directory: RunDirectory, mode: Mode) -> Any:
 
 
 def _table(result: Result) -> Any:
+    """A row for every set of weights: the window in steps (1 for the raw weights), then the metrics."""
     import wandb
 
     names = list(result.metrics)
-    rows = [[row.average, *(row.metrics.get(name) for name in names)] for row in result.rows]
-    return wandb.Table(columns=["average", *names], data=rows)
+    rows = [[row.average, _window(row), *(row.metrics.get(name) for name in names)] for row in result.rows]
+    return wandb.Table(columns=["average", "window", *names], data=rows)
+
+
+def _window(row: Row) -> float | None:
+    centre = (row.profile.get("describe") or {}).get("centre_of_mass")
+    return 1.0 if row.average == RAW else centre + 1.0 if centre is not None else None
+
+
+def _pictures(artifacts: Path, averages: Sequence[str]) -> dict[str, Any]:
+    """By kind of picture: that of the raw weights with those of each average beside it."""
+    import wandb
+
+    found: dict[str, list[Any]] = {}
+    for average in averages:
+        for path in sorted((artifacts / average).glob("*.png")):
+            found.setdefault(path.stem, []).append(wandb.Image(str(path), caption=average))
+    return dict(found)
+
+
+def _weights(result: Result, exported: Path) -> Any:
+    """Every set of weights as `emabench export` writes it, in a folder of its name."""
+    import wandb
+
+    artifact = wandb.Artifact(f"weights-{result.run_id}", type="model", metadata={"steps": result.steps})
+    for row in result.rows:
+        artifact.add_dir(str(exported / row.average), name=row.average)
+    return artifact

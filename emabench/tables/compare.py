@@ -20,6 +20,7 @@ APART = {
     "checkpoint",
     "log",
     "log_every",
+    "log_weights",
     "group",
     "rerun",
 }

@@ -334,6 +334,10 @@ class Training:
                     folder = self.directory.artifacts / name
                     folder.mkdir(parents=True, exist_ok=True)
                     self.task.save_artifacts(folder)
+                    if self.config.log_weights and self.config.log != "none":
+                        folder = self.directory.exported / name
+                        folder.mkdir(parents=True, exist_ok=True)
+                        self.task.export(folder)
             self.seconds["evaluate_s"] += time.perf_counter() - began
         return rows
 

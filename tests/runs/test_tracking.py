@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from emabench.compose import configuration
 from emabench.config import Config
 from emabench.runs.directory import RunDirectory
 from emabench.runs.result import Result
-from emabench.training.run import run
+from emabench.runs.tracking import tracker
+from emabench.training.interruption import StopRequest
+from emabench.training.run import Training, run
 from tests.test_config import config
 
 
@@ -94,3 +101,96 @@ def test_a_broken_wandb_stops_nothing(
     assert result.status == "finished"
     assert RunDirectory(asked.directory()).result() == result
     assert "going on without it" in capsys.readouterr().err
+
+
+def test_pictures_and_weights_stand_raw_beside_averaged(tmp_path: Path) -> None:
+    words = ["task=ddpm", "scale=smoke", f"results_dir={tmp_path}", "device=cpu", "log=offline"]
+    asked = configuration([*words, "log_weights=true", "ema.decay=[0.5,0.9]"])
+    result = run(asked)
+    names = [row.average for row in result.rows]
+    assert names == ["raw", "ema_0.5", "ema_0.9"]
+    last = history(asked)[-1]
+    assert last["step"] == result.steps
+    assert last["samples/captions"] == names
+    for name in last["samples/filenames"]:
+        assert list(asked.directory().glob(f"wandb/offline-run-*/files/{name}"))
+    (file,) = asked.directory().glob(f"wandb/offline-run-*/files/{last['result/path']}")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["average", "window", *result.metrics]
+    assert [row[0] for row in table["data"]] == names
+    assert [row[1] for row in table["data"]][0] == 1
+    artifacts = [r.artifact for r in records(asked) if r.WhichOneof("record_type") == "artifact"]
+    (weights,) = [a for a in artifacts if a.type == "model"]
+    kept = {entry.path.split("/")[0] for entry in weights.manifest.contents}
+    assert kept == set(names)
+
+
+def test_weights_are_neither_kept_nor_sent_unless_asked_for(tmp_path: Path) -> None:
+    asked = tracked(tmp_path)
+    assert asked.run_id() == tracked(tmp_path, "log_weights=true").run_id()
+    run(asked)
+    assert not RunDirectory(asked.directory()).exported.exists()
+
+
+def test_runs_of_one_process_stay_apart(tmp_path: Path) -> None:
+    """Two that overlap, as well as two in turn: nothing of one is found in the other."""
+    both = [tracked(tmp_path, f"seed={seed}") for seed in (0, 1)]
+    open_at_once = [tracker(c, RunDirectory(c.directory()), print) for c in both if _made(c)]
+    for step in (1, 2):
+        for number, each in enumerate(open_at_once):
+            each.log(step, {"loss": float(number)})
+    for each in open_at_once:
+        each.finish(None)
+    for number, asked in enumerate(both):
+        assert {line["train/loss"] for line in history(asked)} == {number}
+        (about,) = [r.run for r in records(asked) if r.WhichOneof("record_type") == "run"]
+        assert about.run_id == asked.run_id()
+        assert exit_codes(asked) == [1]  # ended early: not a success
+
+
+def _made(asked: Config) -> bool:
+    RunDirectory(asked.directory()).prepare(asked)
+    return True
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    """Its parts have one id, and together every step once; the stopped part is no success, the last one is."""
+    asked = tracked(tmp_path, "checkpoint.every=10")
+    directory = RunDirectory(asked.directory())
+    directory.prepare(asked)
+    stop = StopRequest()
+    training = Training(asked, directory, stop)
+    training.begin()
+    training.train(10)
+    training.checkpoints.join()
+    training.tracker.finish(None)
+    training.history.close()
+    run(asked)
+    assert {r.run.run_id for r in records(asked) if r.WhichOneof("record_type") == "run"} == {asked.run_id()}
+    assert [line["step"] for line in history(asked) if "train/loss" in line] == [5, 10, 15, 20]
+    assert exit_codes(asked) == [1, 0]
+
+
+def test_an_address_that_does_not_answer_delays_a_run_by_seconds(tmp_path: Path) -> None:
+    """In a process of its own, for wandb reads its settings once."""
+    words = ["task=quadratic", "scale=smoke", "device=cpu", f"results_dir={tmp_path}", "log=wandb"]
+    environment = os.environ | {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "emabench", *words], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 60
+    assert done.stderr.count("going on offline") == 1
+    assert exit_codes(configuration(words)) == [0]
+
+
+def test_project_and_entity_are_those_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "elsewhere")
+    monkeypatch.setenv("WANDB_ENTITY", "a-team")
+    asked = tracked(tmp_path)
+    run(asked)
+    about = next(r.run for r in records(asked) if r.WhichOneof("record_type") == "run")
+    assert (about.project, about.entity) == ("elsewhere", "a-team")
