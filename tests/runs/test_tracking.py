@@ -118,7 +118,7 @@ def test_pictures_and_weights_stand_raw_beside_averaged(tmp_path: Path) -> None:
     table = json.loads(file.read_text())
     assert table["columns"] == ["average", "window", *result.metrics]
     assert [row[0] for row in table["data"]] == names
-    assert [row[1] for row in table["data"]][0] == 1
+    assert table["data"][0][1] == 1
     artifacts = [r.artifact for r in records(asked) if r.WhichOneof("record_type") == "artifact"]
     (weights,) = [a for a in artifacts if a.type == "model"]
     kept = {entry.path.split("/")[0] for entry in weights.manifest.contents}
