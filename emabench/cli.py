@@ -45,21 +45,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except UserError as error:
-        print(f"emabench: {error}", file=sys.stderr)
+        _say(str(error))
         return MISTAKE
     except RunFailed as error:
-        print(f"emabench: {error}", file=sys.stderr)
+        _say(str(error))
         return FAILED
     except Interrupted as error:
-        print(f"emabench: {error}", file=sys.stderr)
+        _say(str(error))
         return INTERRUPTED
     except KeyboardInterrupt:
-        print("emabench: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        _say("interrupted; the same command goes on from the last checkpoint")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader went away (`| head`): nothing of ours failed. Keep Python from saying so at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
+
+def _say(text: str) -> None:
+    """One line on stderr; of the processes that torchrun starts, the first speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"emabench: {text}", file=sys.stderr)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -143,6 +143,8 @@ class Config(Section):
     results_dir: Annotated[str, Field(min_length=1)]
     data_dir: Annotated[str, Field(min_length=1)]
     device: str
+    devices: Count = 1  # processes that train the run together, a GPU each where there are GPUs
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # fsdp: each holds its shard of weights, optimiser and averages
     workers: Annotated[int, Field(ge=0)]
     checkpoint: CheckpointConfig
     log: Literal["none", "offline", "wandb"]
@@ -211,18 +213,8 @@ class Config(Section):
         return Path(self.results_dir) / self.task_name / self.run_id()
 
 
-PRIVATE = {
-    "results_dir",
-    "data_dir",
-    "device",
-    "workers",
-    "checkpoint",
-    "log",
-    "log_every",
-    "log_weights",
-    "group",
-    "rerun",
-}
+PRIVATE = {"results_dir", "data_dir", "device", "devices", "parallel", "workers"}
+PRIVATE |= {"checkpoint", "log", "log_every", "log_weights", "group", "rerun"}
 
 
 def identity(config: Config) -> dict[str, Any]:

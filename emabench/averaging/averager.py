@@ -347,11 +347,13 @@ class Averager:
 
     # -- state ------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: tensors (not copied) and plain values only."""
+        """Everything needed to go on bit for bit: tensors (not copied) and plain values only.
+
+        Under FSDP2 they are DTensors. `load_state_dict` takes them, or the whole tensors.
+        """
         self._refuse_while_applied("save the averages")
         self._wait()
-        names = [f.name for f in self.followed]
-        return state.save(self.updates, names, self._averages)
+        return state.save(self.updates, self.followed, self._averages)
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -361,4 +363,4 @@ class Averager:
         """
         self._refuse_while_applied("load averages")
         self._wait()
-        self.updates = state.load(saved, [f.name for f in self.followed], self._averages)
+        self.updates = state.load(saved, self.followed, self._averages)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from emabench.averaging import tensors
 from emabench.averaging.profiles import from_dict
+from emabench.averaging.tensors import Followed
 
 if TYPE_CHECKING:
     from emabench.averaging.averager import Average
@@ -16,12 +18,16 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-def save(updates: int, names: Sequence[str], averages: Mapping[str, Average]) -> dict[str, Any]:
+def save(updates: int, followed: Sequence[Followed], averages: Mapping[str, Average]) -> dict[str, Any]:
     """{"format", "updates", "averages": {name: {"profile", "acts", "log_kept", "weights", "lost"}}}.
 
     weights: a mapping from tensor names for every set that holds something (k sets for LAWA, none before the
     average begins); lost: likewise, what compensated summation carries.
     """
+
+    def named(values: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {f.name: tensors.like(f.tensor, v) for f, v in zip(followed, values, strict=True)}
+
     return {
         "format": FORMAT,
         "updates": updates,
@@ -30,17 +36,15 @@ def save(updates: int, names: Sequence[str], averages: Mapping[str, Average]) ->
                 "profile": average.profile.to_dict(),
                 "acts": average.acts,
                 "log_kept": list(average.log_kept),
-                "weights": [
-                    dict(zip(names, s, strict=True)) for s in _filled(average, average.acts, updates)
-                ],
-                "lost": dict(zip(names, average.lost, strict=True)) if average.lost else {},
+                "weights": [named(values) for values in _filled(average, average.acts, updates)],
+                "lost": named(average.lost) if average.lost else {},
             }
             for name, average in averages.items()
         },
     }
 
 
-def load(saved: Mapping[str, Any], names: Sequence[str], averages: Mapping[str, Average]) -> int:
+def load(saved: Mapping[str, Any], followed: Sequence[Followed], averages: Mapping[str, Average]) -> int:
     """Copy `saved` into `averages`; the number of updates. ValueError, nothing changed, for what does not fit."""
     if saved.get("format") != FORMAT:
         raise ValueError(f"not a state of an Averager: format={saved.get('format')!r}, expected {FORMAT}")
@@ -49,7 +53,7 @@ def load(saved: Mapping[str, Any], names: Sequence[str], averages: Mapping[str, 
         raise ValueError(f"the state holds averages {sorted(given)}, this averager {sorted(averages)}")
     copies: list[tuple[Tensor, Tensor]] = []
     for name, average in averages.items():
-        copies += _matched(name, average, given[name], names, updates)
+        copies += _matched(name, average, given[name], followed, updates)
     for name, average in averages.items():
         average.acts = int(given[name]["acts"])
         average.log_kept = [float(x) for x in given[name]["log_kept"]]
@@ -63,7 +67,7 @@ def _filled(average: Average, acts: int, updates: int) -> list[list[Tensor]]:
 
 
 def _matched(
-    name: str, average: Average, given: Mapping[str, Any], names: Sequence[str], updates: int
+    name: str, average: Average, given: Mapping[str, Any], followed: Sequence[Followed], updates: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(own tensor, saved tensor) for everything that the average holds."""
     if from_dict(given["profile"]) != average.profile:
@@ -76,6 +80,7 @@ def _matched(
     if bool(given["lost"]) != bool(average.lost):
         was, is_now = ("with", "without") if given["lost"] else ("without", "with")
         raise ValueError(f"average {name!r} was kept {was} compensation, it is {is_now} now")
+    names = [f.name for f in followed]
     pairs = [*zip(filled, given["weights"], strict=True)]
     if average.lost:
         pairs.append((average.lost, given["lost"]))
@@ -84,8 +89,8 @@ def _matched(
             raise ValueError(
                 f"average {name!r}: the state {'lacks' if key in names else 'has the unknown'} tensor {key!r}"
             )
-        for key, target in zip(names, targets, strict=True):
-            source = sources[key]
+        for f, target in zip(followed, targets, strict=True):
+            key, source = f.name, tensors.cut(f.tensor, sources[f.name])
             if source.shape != target.shape:
                 has, fits = tuple(source.shape), tuple(target.shape)
                 raise ValueError(f"average {name!r}: {key!r} has shape {has} in the state, {fits} here")

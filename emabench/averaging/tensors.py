@@ -100,6 +100,21 @@ def like(tensor: Tensor, shard: Tensor | None) -> Tensor:
     return shard
 
 
+def cut(tensor: Tensor, saved: Tensor) -> Tensor:
+    """What this process keeps of a saved tensor that stands for `tensor`: its shard, of a DTensor or of a whole."""
+    return local(distributed_as(tensor, saved)) if is_sharded(tensor) else saved
+
+
+def distributed_as(tensor: Tensor, full: Tensor) -> Tensor:
+    """A whole tensor in shards as `tensor` is, itself where that is whole. All processes hold the same one."""
+    if not is_sharded(tensor) or is_sharded(full) or full.shape != tensor.shape:
+        return full
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(tensor, DTensor)
+    return distribute_tensor(full.to(tensor.device), tensor.device_mesh, tensor.placements)
+
+
 def dense(tensor: Tensor) -> bool:
     """Whether the elements fill their memory without gaps or overlap, in whatever order (channels last, say)."""
     expected = 1

@@ -1,4 +1,4 @@
-"""measure emabench itself: averaging, loop, verdicts"""
+"""measure emabench itself: averaging, devices, loop, verdicts"""
 
 from __future__ import annotations
 

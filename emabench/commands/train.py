@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from emabench.compose import configuration
@@ -29,6 +30,8 @@ def main(words: Sequence[str]) -> int:
     from emabench.training.run import run
 
     result = run(config)
+    if os.environ.get("RANK", "0") != "0":  # torchrun: the first process speaks for all
+        return DONE if result.status == "finished" else FAILED
     terminal.show_run(result)
     print(f"\nfiles   {config.directory()}")
     if result.status == "finished":

@@ -67,30 +67,38 @@ class Folder(Dataset[tuple[Tensor, int] | str]):
 
 
 class TrainingStream:
-    """Batches of a folder by step. Asked for the next step it goes on; asked for another it starts there."""
+    """Batches of a folder by step. Asked for the next step it goes on; asked for another it starts there.
 
-    def __init__(self, folder: Folder, size: int, seed: int, workers: int) -> None:
+    Of each batch the images of one process among `world` are decoded, `size` / `world` of them.
+    """
+
+    def __init__(
+        self, folder: Folder, size: int, seed: int, workers: int, rank: int = 0, world: int = 1
+    ) -> None:
         self.folder, self.seed, self.workers = folder, seed, workers
         self.batches = Batches(len(folder), size, seed)
+        self.part = slice(rank * size // world, (rank + 1) * size // world)
         self._iterator: Iterator[Any] = iter(())
         self._next = -1
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """images (size, 3, H, W) normalised, labels (size,), on the CPU (pinned where there is a GPU)."""
+        """This process's images (size / world, 3, H, W) normalised, labels, on the CPU (pinned where there is a GPU)."""
         if step != self._next:
-            self._iterator = iter(_loader(self.folder, _plan(self.batches, self.seed, step), self.workers))
+            self._iterator = iter(
+                _loader(self.folder, _plan(self.batches, self.seed, step, self.part), self.workers)
+            )
         self._next = step + 1
         return _whole(next(self._iterator))
 
 
-def _plan(batches: Batches, seed: int, step: int) -> Iterator[list[tuple[int, int]]]:
+def _plan(batches: Batches, seed: int, step: int, part: slice) -> Iterator[list[tuple[int, int]]]:
     """(image, seed of its view) of each batch from `step` on.
 
     Not a method: the stream and its iterator would hold each other, and workers live on until garbage is collected.
     """
     while True:
         chosen = batches.indices(step).tolist()
-        yield [(i, seeding.derive(seed, "view", step * 2**20 + n)) for n, i in enumerate(chosen)]
+        yield [(i, seeding.derive(seed, "view", step * 2**20 + n)) for n, i in enumerate(chosen)][part]
         step += 1
 
 

@@ -33,8 +33,10 @@ class ImageQuality:
         else:
             net = feature_net(real.images, real.labels, real.classes, cache)
             self.features = f"64 features of a classifier trained on these {len(real)} images"
-            self.fid = FrechetInceptionDistance(net, reset_real_features=False, input_img_size=self._size())
-            self.score = InceptionScore(Logits(net), splits=10)
+            self.fid = FrechetInceptionDistance(
+                net, reset_real_features=False, input_img_size=self._size(), sync_on_compute=False
+            )
+            self.score = InceptionScore(Logits(net), splits=10, sync_on_compute=False)
         self.fid = self.fid.to(device)  # torchmetrics sums features in float64
         self.score = self.score.to(device)
         self._real_seen = False
@@ -89,10 +91,13 @@ def _with_inception(weights: str | None) -> tuple[FrechetInceptionDistance, Ince
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         fid = FrechetInceptionDistance(
-            2048, reset_real_features=False, feature_extractor_weights_path=weights
+            2048,
+            reset_real_features=False,
+            feature_extractor_weights_path=weights,
+            sync_on_compute=False,
         )
         logits = FeatureExtractorInceptionV3("inception", ["logits_unbiased"], weights)
-        return fid, InceptionScore(_First(logits), splits=10)
+        return fid, InceptionScore(_First(logits), splits=10, sync_on_compute=False)
     except Exception as error:
         raise UserError(
             f"task.inception_weights={weights}: Inception-v3's weights could be neither downloaded nor read "

@@ -40,6 +40,19 @@ class History:
         self._file.close()
 
 
+class NoHistory(History):
+    """For the processes of a run that do not write."""
+
+    def __init__(self) -> None:
+        self.measured: set[int] = set()
+
+    def add(self, **values: Any) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a history; one cut short by a crash, or damaged since, is passed over."""
     with path.open(encoding="utf-8", errors="replace") as file:

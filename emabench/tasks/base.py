@@ -63,10 +63,22 @@ class Context:
     optimizer: Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
     decay: float | None  # decay of the target network of an active task; None for passive ones
     progress: Callable[[str], None]  # one line to the user about something slow
+    rank: int  # of this process among the `world` that share each batch
+    world: int
+    # (module, synchronise_batchnorm=True) → what to call in training, so that gradients are the mean over processes.
+    # The module itself is what is averaged, saved and measured. To be called before the optimiser is made.
+    parallel: Callable[..., nn.Module]
+    joined: Callable[..., Tensor]  # (share, dim=0) → the shares of all processes, one after the other
+    mean: Callable[[Tensor], Tensor]  # over processes, detached
 
     def generator(self, purpose: str, step: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
         """A generator for one purpose at one step of this run."""
         return seeding.generator(self.seed, purpose, step, device)
+
+    def share(self, batch: Tensor, dim: int = 0) -> Tensor:
+        """This process's part of a whole batch: draw for all, then take the share, and it is the same training."""
+        size = batch.shape[dim] // self.world
+        return batch.narrow(dim, self.rank * size, size)
 
 
 class Task(ABC):
@@ -79,6 +91,10 @@ class Task(ABC):
     metrics: ClassVar[
         Mapping[str, Direction]
     ]  # every metric that `evaluate` returns; the first is the main one
+
+    # In which ways several processes can train it: "ddp" where `train_step` takes its share of the batch (see
+    # `Context.share`, `Context.parallel`), "fsdp" where it also looks at no weights by itself.
+    parallel: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def measured_with(self) -> Mapping[str, str]:

@@ -107,6 +107,11 @@ class Batch:
         Tensor  # [n], 1 where the second segment follows the first in the text, 0 where it is from anywhere
     )
 
+    def share(self, context: base.Context) -> Batch:
+        """This process's part; every sequence has as many masked tokens, so means over parts weigh the same."""
+        parts = (self.ids, self.segments, self.places, self.tokens, self.follows)
+        return Batch(*map(context.share, parts))
+
 
 class Sequences:
     """Draws batches from a stream of tokens. Documents end in [SEP]; a segment may go over such an end."""
@@ -201,6 +206,7 @@ class Task(base.Task):
         "ar1_reduction": Direction.HIGHER,  # what it would be if the weights were AR(1) processes with their ρ
         "relative_variance": Direction.LOWER,  # of these weights about their trend, over their mean square
     }
+    parallel: ClassVar[frozenset[str]] = frozenset({"ddp"})  # the trace reads the weights
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
@@ -222,6 +228,7 @@ class Task(base.Task):
         self.validation = self._fixed(self._sequences(Stream(self.text.valid, context.device)))
         self.labelled = self._labelled()
         self.model = Model(options, self.text.size, self.special["[PAD]"]).to(context.device)
+        self.trained = context.parallel(self.model)
         # BERT's own optimiser lets biases and LayerNorm not decay.
         matrices: dict[str, Any] = {"params": [p for p in self.model.parameters() if p.ndim > 1]}
         rest: dict[str, Any] = {
@@ -272,8 +279,9 @@ class Task(base.Task):
 
     def train_step(self, step: int) -> Mapping[str, Tensor | float]:
         batch = self.train.draw(self.context.batch_size, self.context.generator("batch", step))
+        batch = batch.share(self.context)
         with self.context.autocast():
-            tokens, follows = self.model(batch)
+            tokens, follows = self.trained(batch)
         masked = F.cross_entropy(tokens.float().flatten(0, 1), batch.tokens.flatten())
         following = F.cross_entropy(follows.float(), batch.follows)
         norm = self.optimizer.step(masked + following, step)
@@ -472,6 +480,7 @@ class Trace:
         self.parameters = [*model.parameters()]
         decays = options.decays if isinstance(options.decays, list) else [options.decays]
         self.steps = min(options.steps, context.steps)
+        self.mean = context.mean
         self.first = context.steps - self.steps  # steps done before the first that is written down
         total = sum(p.numel() for p in self.parameters)
         drawn = torch.randperm(total, generator=context.generator("trace"))[: options.weights]
@@ -505,7 +514,7 @@ class Trace:
             row = done - 1 - self.first
             self.weights[row, 0] = now
             self.weights[row, 1:] = self.sums / (1 - self.decays**done).to(self.sums)[:, None]
-            self.losses[row] = loss
+            self.losses[row] = self.mean(loss)
 
     def _variances(self) -> Tensor:
         """Variance about the linear trend, summed over the weights, of the raw ones and each EMA: float64 [1 + decays]."""

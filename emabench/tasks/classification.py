@@ -72,11 +72,13 @@ class Task(base.Task):
         "top5": Direction.HIGHER,
         "nll": Direction.LOWER,
     }
+    parallel: ClassVar[frozenset[str]] = frozenset({"ddp", "fsdp"})
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
         self.data = _Folders(options, context) if options.data == "imagenet" else _InMemory(options, context)
         self.model = network(options, self.data.channels, self.data.classes).to(context.device)
+        self.trained = context.parallel(self.model)
         self.optimizer = context.optimizer(self.model.parameters())
 
     @property
@@ -87,9 +89,9 @@ class Task(base.Task):
         return self.model
 
     def train_step(self, step: int) -> Mapping[str, Tensor | float]:
-        x, y = self.data.batch(step)
+        x, y = self.data.share(step)
         with self.context.autocast():
-            logits = self.model(x)
+            logits = self.trained(x)
         loss = F.cross_entropy(logits.float(), y)
         norm = self.optimizer.step(loss, step)
         return {"loss": loss} | ({} if norm is None else {"grad_norm": norm})
@@ -145,6 +147,11 @@ class _InMemory:
             x = crop_and_flip(x, self.options.pad, self.options.flip, draw)
         return x, self.train_y[chosen]
 
+    def share(self, step: int) -> tuple[Tensor, Tensor]:
+        """This process's part of the batch."""
+        x, y = self.batch(step)
+        return self.context.share(x), self.context.share(y)
+
     def first(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Of the training, the batches of the first so many steps."""
         return (self.batch(step) for step in range(batches))
@@ -168,17 +175,17 @@ class _Folders:
         self.classes, self.test_size = len(self.train.files.classes), len(self.held_out)
         if self.held_out.files.classes != self.train.files.classes:
             raise base.mistake("data", options.data, f"{place}/train and val do not have the same classes")
-        self.stream = self._stream()
+        self.stream = self._stream(context.rank, context.world)
 
-    def _stream(self) -> folders.TrainingStream:
+    def _stream(self, rank: int, world: int) -> folders.TrainingStream:
         c = self.context
-        return folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers)
+        return folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers, rank, world)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def share(self, step: int) -> tuple[Tensor, Tensor]:
         return self._here(self.stream.batch(step))
 
     def first(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
-        stream = self._stream()  # of its own, so that the one that training reads goes on where it is
+        stream = self._stream(0, 1)  # of its own, so that the one that training reads goes on where it is
         return (self._here(stream.batch(step)) for step in range(batches))
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:

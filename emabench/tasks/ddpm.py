@@ -89,12 +89,14 @@ class Task(base.Task):
     """A DDPM, measured by the FID and IS of what its weights sample."""
 
     metrics: ClassVar[Mapping[str, Direction]] = {"fid": Direction.LOWER, "is": Direction.HIGHER}
+    parallel: ClassVar[frozenset[str]] = frozenset({"ddp", "fsdp"})
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context, self.device = options, context, context.device
         real = images.resized(images.load(options.data, context.data_dir, train=True), options.image_size)
         self.images = (real.images.float() / 127.5 - 1).to(self.device)
         self.model = unet(options, real.images.shape[1]).to(self.device)
+        self.trained = context.parallel(self.model)
         self.noise = DDPMScheduler(
             num_train_timesteps=options.timesteps,  # by name: what is given by position, from_config forgets
             beta_start=options.beta_start,
@@ -126,8 +128,9 @@ class Task(base.Task):
             x = torch.where(mirrored, x.flip(3), x)
         noise = torch.randn(x.shape, generator=draw, device=self.device)
         t = torch.randint(self.options.timesteps, (len(x),), generator=draw, device=self.device)
+        x, noise, t = (self.context.share(whole) for whole in (x, noise, t))
         with self.context.autocast():
-            predicted = self.model(self.noise.add_noise(x, noise, t), t).sample
+            predicted = self.trained(self.noise.add_noise(x, noise, t), t).sample
         loss = F.mse_loss(predicted.float(), noise)
         norm = self.optimizer.step(loss, step)
         return {"loss": loss} | ({} if norm is None else {"grad_norm": norm})

@@ -175,6 +175,7 @@ class Task(base.Task):
         "perplexity": Direction.LOWER,  # of the validation text, per token
         "test_perplexity": Direction.LOWER,
     }
+    parallel: ClassVar[frozenset[str]] = frozenset({"ddp"})  # nt_asgd reads the weights
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
@@ -198,11 +199,14 @@ class Task(base.Task):
             "test_perplexity": Stream(self.text.test, context.device),
         }
         self.columns = (self.train.length - 1) // context.batch_size  # tokens of a stream that are predicted
-        self.rows = torch.arange(context.batch_size) * self.columns
+        self.rows = (
+            context.share(torch.arange(context.batch_size)) * self.columns
+        )  # of this process's streams
         self.chunks = Chunks(self.columns, options, context)
         self.model = LanguageModel(options, self.text.size).to(context.device)
+        self.trained = context.parallel(self.model)
         self.optimizer = context.optimizer(self.model.parameters())
-        self.hidden = self.model.start(context.batch_size)
+        self.hidden = self.model.start(len(self.rows))
         # NT-ASGD: `mean` is the weights themselves until `since`, from then on the mean of those after each step.
         self.mean = copy.deepcopy(self.model) if options.nt_asgd else self.model
         self.validations: list[float] = []
@@ -219,11 +223,11 @@ class Task(base.Task):
         options = self.options
         start, length = self.chunks.at(step)
         if start == 0:
-            self.hidden = self.model.start(self.context.batch_size)
+            self.hidden = self.model.start(len(self.rows))
         ids = self.train.windows(self.rows + start, length + 1)
         self.model.train()
         with self.context.autocast():
-            logits, dropped, raw, self.hidden = self.model(ids[:, :-1], self.hidden)
+            logits, dropped, raw, self.hidden = self.trained(ids[:, :-1], self.hidden)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
             penalty = options.activation * dropped.float().square().mean()
             penalty = penalty + options.slowness * (raw[:, 1:] - raw[:, :-1]).float().square().mean()
@@ -279,7 +283,7 @@ class Task(base.Task):
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "hidden": self.hidden,
+            "hidden": [tuple(self.context.joined(s, 1) for s in layer) for layer in self.hidden],
         }
         if self.options.nt_asgd:
             state |= {"mean": self.mean.state_dict(), "validations": self.validations, "since": self.since}
@@ -288,8 +292,11 @@ class Task(base.Task):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        device = self.context.device
-        self.hidden = [(h.to(device), c.to(device)) for h, c in state["hidden"]]
+        context = self.context
+        self.hidden = [
+            (context.share(h, 1).to(context.device), context.share(c, 1).to(context.device))
+            for h, c in state["hidden"]
+        ]
         if self.options.nt_asgd:
             self.mean.load_state_dict(state["mean"])
             self.validations, self.since = list(state["validations"]), state["since"]

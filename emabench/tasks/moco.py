@@ -104,6 +104,7 @@ class Task(base.Task):
         "linear_probe": Direction.HIGHER,
         "knn": Direction.HIGHER,
     }
+    parallel: ClassVar[frozenset[str]] = frozenset({"ddp"})  # the target network follows whole weights
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
@@ -117,6 +118,8 @@ class Task(base.Task):
         assert context.decay is not None, "moco needs a target network: ema.active=true"
         # Batch-norm statistics of the keys are the key encoder's own, as in MoCo's code.
         self.target = TargetNetwork(self.model, EMA(decay=context.decay), buffers="own", check_finite=False)
+        # Batch statistics of the queries are each process's own, as in MoCo's code.
+        self.trained = context.parallel(self.model, synchronise_batchnorm=False)
         self.optimizer = context.optimizer(self.model.parameters())
         entries = len(self.data) if options.method == "bank" else size
         start = torch.randn(entries, options.projection, generator=context.generator("moco memory"))
@@ -136,20 +139,21 @@ class Task(base.Task):
     # -- training -----------------------------------------------------------------------------------------------
 
     def train_step(self, step: int) -> Mapping[str, Tensor | float]:
-        indices, first, second = self.data.views(step)
+        share = self.context.share
+        indices, first, second = self.data.share(step)
         with self.context.autocast():
-            queries = self.model(first)
+            queries = self.trained(first)
         if self.options.method == "bank":
             keys, negatives = self.memory[indices], self._drawn(step)
         else:
-            keys, negatives = self._keys(second, step), self.memory
-        loss = contrast(queries, keys, negatives, self.options.temperature)
+            keys, negatives = self._keys(self.context.joined(second), step), self.memory
+        loss = contrast(queries, share(keys), negatives, self.options.temperature)
         if self.options.method != "random":
             self.optimizer.step(loss, step)
             self.target.update()
         if self.options.method == "bank":
-            moved = torch.lerp(queries.detach(), keys, self.options.bank_momentum)
-            self.memory[indices] = F.normalize(moved, dim=1)
+            moved = torch.lerp(queries.detach(), share(keys), self.options.bank_momentum)
+            self.memory[indices] = F.normalize(self.context.joined(moved), dim=1)
         else:  # over the oldest keys in the queue
             at = step * len(keys) % len(self.memory)
             self.memory[at : at + len(keys)] = keys
@@ -157,10 +161,14 @@ class Task(base.Task):
 
     @torch.no_grad()
     def _keys(self, x: Tensor, step: int) -> Tensor:
-        """Representations of x by the key encoder, each group of a shuffled batch with its own batch statistics."""
+        """Representations of x by the key encoder, each group of a shuffled batch with its own batch statistics.
+
+        x is the whole batch, of which each process encodes its groups: all have the same queue in the end.
+        """
         order = torch.randperm(len(x), generator=self.context.generator("moco shuffle", step)).to(x.device)
+        groups = x[self.context.share(order)].chunk(max(1, self.options.shuffle // self.context.world))
         with self.context.autocast():
-            keys = torch.cat([self.target(group) for group in x[order].chunk(self.options.shuffle)])
+            keys = self.context.joined(torch.cat([self.target(group) for group in groups]))
         return torch.empty_like(keys).index_copy_(0, order, keys)
 
     def _drawn(self, step: int) -> Tensor:
@@ -189,7 +197,7 @@ class Task(base.Task):
         return features, labels
 
     def calibration(self) -> Iterator[Tensor]:
-        return (self.data.views(step)[1] for step in range(CALIBRATION_BATCHES))
+        return self.data.calibration(CALIBRATION_BATCHES)
 
     def references(self) -> Mapping[str, float]:
         """The loss of a guess: all negatives and the key alike."""
@@ -271,6 +279,14 @@ class _InMemory:
         first, second = view(self.train_x[indices].repeat(2, 1, 1, 1), self.options, draw).chunk(2)
         return indices, first, second
 
+    def share(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for this process's part of the batch; which images make it up, for the whole."""
+        indices, first, second = self.views(step)
+        return indices, self.context.share(first), self.context.share(second)
+
+    def calibration(self, batches: int) -> Iterator[Tensor]:
+        return (self.views(step)[1] for step in range(batches))
+
     def probe_images(self) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = self.train_x[: self.labelled], self.train_y[: self.labelled]
         return zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True)
@@ -325,13 +341,20 @@ class _Folders:
         chosen = (n * len(samples) // self.labelled for n in range(self.labelled))
         self.to_probe.files.samples = [samples[i] for i in chosen]
         self.test_size = len(self.held_out)
-        c = context
-        self.stream = folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers)
+        self.stream = self._stream(context.rank, context.world)
 
     def __len__(self) -> int:
         return len(self.train)
 
-    def views(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _stream(self, rank: int, world: int) -> folders.TrainingStream:
+        c = self.context
+        return folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers, rank, world)
+
+    def calibration(self, batches: int) -> Iterator[Tensor]:
+        stream = self._stream(0, 1)  # of its own: training's goes on where it is
+        return (self._here(stream.batch(step))[0][:, 0] for step in range(batches))
+
+    def share(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         pairs, _ = self._here(self.stream.batch(step))
         return self.stream.batches.indices(step).to(pairs.device), pairs[:, 0], pairs[:, 1]
 

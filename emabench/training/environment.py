@@ -17,11 +17,21 @@ from emabench.errors import UserError
 from emabench.paths import COMMAND, PACKAGE
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:1` as a device that is there. Raises UserError where it is not."""
+def resolve_device(name: str, local: int | None = None) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:1` as a device that is there. Raises UserError where it is not.
+
+    local: number of this process among those of a run on this machine, its GPU; None for a process alone.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and local is not None:
+        if device.index is not None:
+            raise UserError(f"device={name}: is one GPU for several processes; use device=cuda, or devices=1")
+        count = torch.cuda.device_count()
+        if local >= count:
+            raise UserError(f"devices: each process takes a GPU, and torch sees {count} here; use fewer")
+        return torch.device("cuda", local)
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if not count or (device.index or 0) >= count:
@@ -37,7 +47,7 @@ def make_deterministic() -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def describe(config: Config, device: torch.device) -> dict[str, Any]:
+def describe(config: Config, device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Versions, device and code that a result was made with."""
     name = (
         torch.cuda.get_device_name(device)
@@ -52,7 +62,8 @@ def describe(config: Config, device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "platform": platform.platform(),
         "device": f"{device.type}: {name}",
-        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "threads": torch.get_num_threads(),  # of each
         "precision": config.precision,
     }
 

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from emabench.averaging.tensors import distributed_as
 from emabench.config import Config
+from emabench.training.distributed import whole
 from emabench.training.schedule import factor
 
 
@@ -37,6 +39,7 @@ class ScheduledOptimizer:
             if self.scaler:
                 self.scaler.unscale_(self.inner)
             norm = nn.utils.clip_grad_norm_(self.params, self.config.clip.max_norm).detach()
+            norm = whole(norm)
         rate = factor(self.config.schedule, step, self.config.steps)
         for group, base in zip(self.inner.param_groups, self.base, strict=True):
             group["lr"] = base * rate
@@ -52,9 +55,20 @@ class ScheduledOptimizer:
         return state | ({"scaler": self.scaler.state_dict()} if self.scaler else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.inner.load_state_dict(state["optimizer"])
+        self.inner.load_state_dict(self._parted(state["optimizer"]))
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
+
+    def _parted(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A whole state with this process's shards, where the parameters are sharded."""
+        own = [
+            {
+                key: distributed_as(p, value) if isinstance(value, Tensor) else value
+                for key, value in state["state"].get(number, {}).items()
+            }
+            for number, p in enumerate(self.params)
+        ]
+        return {**state, "state": {number: values for number, values in enumerate(own) if values}}
 
 
 def _build(params: Any, config: Config, device: torch.device) -> torch.optim.Optimizer:

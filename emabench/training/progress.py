@@ -15,8 +15,8 @@ class Progress:
 
     SECONDS_BETWEEN_LINES = 20.0  # in a log file
 
-    def __init__(self, name: str, steps: int) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, name: str, steps: int, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
         self.name, self.steps, self.first = name, steps, 0
         self.began = self.spoken = time.monotonic()
         self.live: Status | None = None
@@ -24,7 +24,7 @@ class Progress:
     def start(self, step: int) -> None:
         """Training begins, at `step` when it was taken up again."""
         self.first, self.began = step, time.monotonic()
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self.live = self.console.status(self.name, spinner="dots")
             self.live.start()
 

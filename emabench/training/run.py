@@ -11,7 +11,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from emabench.errors import Interrupted, RunFailed, UserError
 from emabench.paths import cache_dir
 from emabench.runs.directory import RunDirectory
 from emabench.runs.files import FULL, NoRoom, no_room
-from emabench.runs.history import History
+from emabench.runs.history import History, NoHistory
 from emabench.runs.result import RAW, Result, Row, Status, measured
-from emabench.runs.tracking import Tracker, tracker
+from emabench.runs.tracking import NoTracker, Tracker, tracker
 from emabench.seeding import seed_default
 from emabench.tasks.base import Context, Task
-from emabench.training import checkpoint, environment, snapshots
+from emabench.training import checkpoint, distributed, environment, several, snapshots
+from emabench.training.distributed import Group
 from emabench.training.interruption import StopRequest, stop_requests
 from emabench.training.optimizer import ScheduledOptimizer
 from emabench.training.progress import Progress
@@ -42,25 +43,64 @@ def run(config: Config) -> Result:
 
     Raises UserError (nothing was lost), Interrupted (resumable), RunFailed (`result.json` says "failed").
     """
+    if place := distributed.place_of_torchrun():
+        return run_at(config, place)
+    if config.devices > 1:
+        return several.run(config)
+    return _run(config, Group(), environment.resolve_device(config.device))
+
+
+def run_at(config: Config, place: distributed.Place) -> Result:
+    """The same, as one process of several that all call this. Each gets the result."""
+    several.check(config, place.world)
+    with distributed.together(place, config.device, config.parallel == "fsdp") as (group, device):
+        return _run(config, group, device)
+
+
+def _run(config: Config, group: Group, device: torch.device) -> Result:
     directory = RunDirectory(config.directory())
-    directory.prepare(config)
-    with directory.locked():
-        if config.rerun and directory.result_file.exists():  # whole or damaged
-            directory.clear()
-        there = directory.result()
-        if there and there.status != "failed":
+    with _held(config, directory, group) as there:
+        if there:
             return there
+        group.on_failure = lambda why: _write_failure(config, directory, RunFailed(why.text), why.trace)
         try:
             with explained(directory), stop_requests() as stop:
-                result = Training(config, directory, stop).result()
-                directory.write_result(result)
+                result = Training(config, directory, stop, group, device).result()
+                if group.first:
+                    directory.write_result(result)
         except RunFailed as error:
-            with suppress(OSError):  # a full disk: what is there stays, and the reason is said all the same
-                directory.error.write_text(traceback.format_exc())
-                directory.write_result(_failed(config, error.__cause__ or error))
-            raise RunFailed(f"{error}; see {directory.error}") from error
-        directory.error.unlink(missing_ok=True)
+            why = group.reason()  # another process may have been first: then this one only noticed
+            if why and why.kind != "failed":
+                raise why.error() from error
+            if group.first:
+                cause = RunFailed(why.text) if why else error.__cause__ or error
+                _write_failure(config, directory, cause, why.trace if why else traceback.format_exc())
+            raise RunFailed(f"{why.text if why else error}; see {directory.error}") from error
+        if group.first:
+            directory.error.unlink(missing_ok=True)
         return result
+
+
+@contextmanager
+def _held(config: Config, directory: RunDirectory, group: Group) -> Iterator[Result | None]:
+    """The run's directory, prepared and locked by the first process for all; and the result that is there already."""
+    with ExitStack() as stack:
+        there = None
+        if group.first:
+            directory.prepare(config)
+            stack.enter_context(directory.locked())
+            if config.rerun and directory.result_file.exists():  # whole or damaged
+                directory.clear()
+            there = directory.result()
+            if there and there.status == "failed":
+                there = None
+        yield group.from_first(there)
+
+
+def _write_failure(config: Config, directory: RunDirectory, cause: BaseException, trace: str) -> None:
+    with suppress(OSError):  # a full disk: what is there stays, and the reason is said all the same
+        directory.error.write_text(trace)
+        directory.write_result(_failed(config, cause))
 
 
 def restored(config: Config, directory: RunDirectory) -> Training:
@@ -111,7 +151,7 @@ def _failed(config: Config, error: BaseException) -> Result:
     )
 
 
-def build_task(config: Config, device: torch.device, progress: Progress) -> Task:
+def build_task(config: Config, device: torch.device, progress: Progress, group: Group) -> Task:
     """The task of a configuration, with the initial weights that its seed gives."""
     module = tasks.load(config.task_name)
     options = checked(module.Options, config.task, at="task")
@@ -128,6 +168,11 @@ def build_task(config: Config, device: torch.device, progress: Progress) -> Task
         optimizer=functools.partial(ScheduledOptimizer, config=config, device=device),
         decay=config.decays()[0] if config.ema.active else None,
         progress=progress.say,
+        rank=group.rank,
+        world=group.world,
+        parallel=group.parallel,
+        joined=group.joined,
+        mean=group.mean,
     )
     seed_default(config.seed, "init", 0, device)
     return module.Task(options, context)
@@ -136,12 +181,20 @@ def build_task(config: Config, device: torch.device, progress: Progress) -> Task
 class Training:
     """One trajectory from where it stands to its end. The parts that change are exactly what a checkpoint holds."""
 
-    def __init__(self, config: Config, directory: RunDirectory, stop: StopRequest) -> None:
-        self.config, self.directory, self.stop = config, directory, stop
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        stop: StopRequest,
+        group: Group | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.config, self.directory, self.stop, self.group = config, directory, stop, group or Group()
         environment.make_deterministic()
-        self.device = environment.resolve_device(config.device)
-        self.progress = Progress(f"{config.task_name}/{config.run_id()}", config.steps)
-        self.task = build_task(config, self.device, self.progress)
+        self.device = device or environment.resolve_device(config.device)
+        name = f"{config.task_name}/{config.run_id()}"
+        self.progress = Progress(name, config.steps, quiet=not self.group.first)
+        self.task = build_task(config, self.device, self.progress, self.group)
         self.model = self.task.averaged()
         if config.compile:
             self.model.compile()  # in place: names of parameters stay as they are
@@ -161,22 +214,27 @@ class Training:
     # -- state --------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """What a checkpoint holds, whole in the first process; of several, all have to ask for it."""
         return {
-            "task": self.task.state_dict(),
-            "averager": self.averager.state_dict(),
-            "sums": {name: float(value) for name, value in self.sums.items()},
+            "task": self.group.whole(self.task.state_dict()),
+            "averager": self.group.whole(self.averager.state_dict()),
+            "sums": self.group.means({name: float(value) for name, value in self.sums.items()}),
             "summed": self.summed,
             "seconds": self.seconds,
         }
 
     def _resume(self) -> None:
         found = checkpoint.load_latest(self.directory.checkpoints, self.progress.say)
+        step = self.group.from_first(found[0] if found else 0)
+        if step != (found[0] if found else 0):
+            raise RunFailed(
+                f"{self.directory.checkpoints}: a process does not see the checkpoint of step {step}"
+            )
         if not found:
             return
         self.step, state = found
         try:
-            self.task.load_state_dict(state["task"])
+            self.task.load_state_dict(self.group.parted(state["task"], own=self.task.state_dict()))
             self.averager.load_state_dict(state["averager"])
             self.sums, self.summed, self.seconds = state["sums"], state["summed"], state["seconds"]
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -188,7 +246,9 @@ class Training:
 
     def _checkpoint(self) -> None:
         # Written beside the training that goes on; the history up to this step is on the disk before it.
-        self.checkpoints.save(self.step, self.state(), first=self.history.sync)
+        state = self.state()
+        if self.group.first:
+            self.checkpoints.save(self.step, state, first=self.history.sync)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -212,7 +272,10 @@ class Training:
                 rows = self._measure(artifacts=True)
                 self._record(rows)
             self.checkpoints.join()  # a result counts on the state that it was measured from
-            result = self._result("diverged" if diverged else "finished", diverged, rows)
+            status: Status = "diverged" if diverged else "finished"
+            found = self._result(status, diverged, rows) if self.group.first else None
+            result = self.group.from_first(found)
+            assert result is not None
             return result
         finally:
             try:
@@ -224,27 +287,36 @@ class Training:
 
     def begin(self) -> None:
         """Open what is written along the run."""
-        self.history = History(self.directory.history, self.step)
-        self.tracker = tracker(self.config, self.directory, self.progress.say)
+        first = self.group.first
+        self.history = History(self.directory.history, self.step) if first else NoHistory()
+        self.history.measured = self.group.from_first(self.history.measured)
+        self.tracker = tracker(self.config, self.directory, self.progress.say) if first else NoTracker()
         self.progress.start(self.step)
 
     def train(self, until: int) -> str | None:
         """Steps until so many are done. Returns None, or in words what was not finite and when."""
         config = self.config
         self.model.train()
+        draws = f"step of {self.group.rank}" if self.group.rank else "step"
         saved = time.monotonic()
         if self._measures_here() and self.step not in self.history.measured:
             self._measure_along()  # stopped after the checkpoint and before the measurement
         while self.step < until:
             began = time.perf_counter()
             # Dropout and the like draw from torch's own generator: derive its state from the step as well.
-            seed_default(config.seed, "step", self.step, self.device)
+            seed_default(config.seed, draws, self.step, self.device)
             scalars = self.task.train_step(self.step)
             trained = time.perf_counter()
+            lost = None
             try:
                 self.averager.update()
             except ValueError as error:  # weights that are not finite; the averages are as they were
-                return str(error)
+                lost = str(error)
+            # What one process knows alone: a signal, the first one's clock, what is not finite in a shard.
+            late = self.group.first and time.monotonic() - saved > 60 * config.checkpoint.minutes
+            stop, late, any_lost = self.group.agree(bool(self.stop), late, lost is not None)
+            if any_lost:
+                return next(filter(None, self.group.gathered(lost)))
             self.seconds["train_s"] += trained - began
             self.seconds["averaging_s"] += time.perf_counter() - trained
             self.step += 1
@@ -257,24 +329,25 @@ class Training:
             last = self.step == config.steps
             measure = self._measures_here()
             due = config.checkpoint.every and self.step % config.checkpoint.every == 0
-            late = time.monotonic() - saved > 60 * config.checkpoint.minutes
             log = last or self.step % config.log_every == 0
             if config.snapshots.every and (last or self.step % config.snapshots.every == 0):
-                snapshots.save(self.directory.snapshots, self.averager, self.step)
-            if log or measure or due or late or self.stop:
+                snapshots.save(self.directory.snapshots, self.averager, self.step, self.group)
+            if log or measure or due or late or stop:
                 # Looking at the losses waits for the device; a state that has lost its numbers is never saved.
-                means = {name: float(value) / self.summed for name, value in self.sums.items()}
+                means = self.group.means(
+                    {name: float(value) / self.summed for name, value in self.sums.items()}
+                )
                 bad = next((name for name, value in means.items() if not math.isfinite(value)), None)
                 if bad:
                     return f"{bad} was not finite within the {self.summed} steps up to step {self.step}"
                 if log:
                     self._log(means)
-                if last or measure or due or late or self.stop:
+                if last or measure or due or late or stop:
                     self._checkpoint()
                     saved = time.monotonic()
             if measure:
                 self._measure_along()
-            if self.stop:
+            if stop:
                 raise self._interrupted()
         return None
 
@@ -321,16 +394,22 @@ class Training:
             self.tracker.measure(self.step, rows)
 
     def _measure(self, artifacts: bool = False) -> list[Row]:
-        """Every set of weights, evaluated one after the other on the same draws."""
-        rows = []
-        for name, profile in self._profiles().items():
-            if self.stop:
-                raise self._interrupted()
+        """Every set of weights, evaluated one after the other on the same draws.
+
+        Several processes deal them out; where the weights are in shards each process takes part in all of them.
+        """
+        group, profiles = self.group, self._profiles()
+        dealt = not group.sharded
+        mine = [*profiles][group.rank :: group.world] if dealt else [*profiles]
+        rows: dict[str, Row] = {}
+        began = time.perf_counter()
+        for name in mine:
+            if bool(self.stop) if dealt else group.agree(bool(self.stop))[0]:
+                break
             self.progress.phase(f"step {self.step}/{self.config.steps}  measuring {name}")
-            began = time.perf_counter()
             with self.in_place(name):
-                rows.append(measured(name, profile, self.task.evaluate()))
-                if artifacts:
+                rows[name] = measured(name, profiles[name], self.task.evaluate())
+                if artifacts and (dealt or group.first):
                     folder = self.directory.artifacts / name
                     folder.mkdir(parents=True, exist_ok=True)
                     self.task.save_artifacts(folder)
@@ -338,8 +417,12 @@ class Training:
                         folder = self.directory.exported / name
                         folder.mkdir(parents=True, exist_ok=True)
                         self.task.export(folder)
-            self.seconds["evaluate_s"] += time.perf_counter() - began
-        return rows
+        for found in reversed(group.gathered(rows)):  # of what several have measured, the first one's
+            rows |= found
+        self.seconds["evaluate_s"] += time.perf_counter() - began
+        if len(rows) < len(profiles):
+            raise self._interrupted()
+        return [rows[name] for name in profiles]
 
     @contextmanager
     def in_place(self, name: str) -> Iterator[None]:
@@ -364,7 +447,8 @@ class Training:
         with torch.no_grad():
             seed_default(self.config.seed, "evaluate", 0, self.device)
             if averaged and self.recalibrates:
-                recalibrate(self.model, self.task.calibration() or ())
+                with self.group.apart(self.model):
+                    recalibrate(self.model, self.task.calibration() or ())
             self.model.eval()
             try:
                 yield
@@ -386,5 +470,5 @@ class Training:
             measured_with=dict(task.measured_with),
             references=dict(task.references()),
             timing={name: round(value, 3) for name, value in self.seconds.items()},
-            environment=environment.describe(config, self.device),
+            environment=environment.describe(config, self.device, self.group.world),
         )

@@ -13,18 +13,21 @@ import torch
 from emabench.averaging import Averager, PowerEMA
 from emabench.averaging.posthoc import Snapshot
 from emabench.runs.files import write_atomically
+from emabench.training.distributed import Group
 
 NAME = re.compile(r"(?P<average>.+)-(?P<step>\d{8,})\.pt")
 
 
-def save(directory: Path, averager: Averager, step: int) -> None:
+def save(directory: Path, averager: Averager, step: int, group: Group) -> None:
     """The power-function averages after `step` steps, a file each."""
     directory.mkdir(exist_ok=True)
     for name, profile in averager.profiles.items():
         if isinstance(profile, PowerEMA):
-            buffer = io.BytesIO()
-            torch.save(averager.export(name), buffer)
-            write_atomically(directory / f"{name}-{step:08d}.pt", buffer.getbuffer())
+            state = group.whole(averager.export(name))
+            if group.first:
+                buffer = io.BytesIO()
+                torch.save(state, buffer)
+                write_atomically(directory / f"{name}-{step:08d}.pt", buffer.getbuffer())
 
 
 def found(directory: Path, averager: Averager) -> list[tuple[Snapshot, Path]]:
