@@ -223,7 +223,7 @@ def _sharded(module: nn.Module, device: torch.device, world: int) -> nn.Module:
 
     def blocks(within: nn.Module) -> Iterator[nn.Module]:
         for child in within.children():
-            yield from child if isinstance(child, nn.ModuleList) else blocks(child)
+            yield from child.children() if isinstance(child, nn.ModuleList) else blocks(child)
 
     for block in [*blocks(module)]:
         fully_shard(block, mesh=mesh)

@@ -75,7 +75,7 @@ def _run(config: Config, group: Group, device: torch.device) -> Result:
             if group.first:
                 cause = RunFailed(why.text) if why else error.__cause__ or error
                 _write_failure(config, directory, cause, why.trace if why else traceback.format_exc())
-            raise RunFailed(f"{why.text if why else error}; see {directory.error}") from error
+            raise RunFailed(why.text if why else f"{error}; see {directory.error}") from error
         if group.first:
             directory.error.unlink(missing_ok=True)
         return result

@@ -98,5 +98,8 @@ def _member(rank: int, given: dict[str, Any], port: int) -> None:
     config = checked(Config, given)
     torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))  # the machine's, dealt out
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    with suppress(UserError, RunFailed, Interrupted):
+    try:
         run_at(config, distributed.Place(rank, config.devices, rank, store))
+    except (UserError, RunFailed, Interrupted):
+        if rank:
+            os._exit(0)  # without ceremony: who waits for this one notices at once

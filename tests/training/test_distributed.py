@@ -55,6 +55,8 @@ def member(rank: int, folder: Path, port: int) -> None:
         classification.Task.train_step = lambda self, step: 1 / 0  # type: ignore[assignment, method-assign]
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
         run_at(smoke(folder, *BROKEN), place("broken"))
+    if rank == 1:
+        os._exit(0)  # as `devices=N` does
 
 
 @pytest.fixture(scope="module")
