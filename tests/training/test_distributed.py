@@ -128,8 +128,10 @@ def assert_near(a: Any, b: Any, at: str = "") -> None:
         assert type(a) is type(b), at
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             assert_near(x, y, f"{at}[{i}]")
-    else:
+    elif isinstance(a, float):
         assert a == pytest.approx(b, rel=1e-3), at
+    else:
+        assert a == b, at
 
 
 def test_what_ends_one_ends_all_with_its_reason(by_two: Path) -> None:
@@ -142,7 +144,7 @@ def test_what_ends_one_ends_all_with_its_reason(by_two: Path) -> None:
 
 def test_a_stopped_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     """SIGTERM at the second of two processes that `devices=2` has started, in shards; ended by one process."""
-    words = ["task=ddpm", "task.dropout=0", "steps=300"]
+    words = ["task=ddpm", "task.dropout=0", "steps=60"]
     parted = smoke(tmp_path, *words, "devices=2", "parallel=fsdp", "checkpoint.every=1")
     command = [sys.executable, "-m", "emabench", "scale=smoke", "device=cpu", "log_every=1", *words]
     command += [f"results_dir={tmp_path}", "devices=2", "parallel=fsdp", "checkpoint.every=1"]
@@ -153,7 +155,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(tmp_path: Path) 
     assert process.returncode == 75, said
     assert "stopped at step" in said
     assert "Traceback" not in said
-    assert 2 < latest(parted) < 300
+    assert 2 < latest(parted) < 60
     one = smoke(tmp_path / "one", *words)
     found = run(parted.model_copy(update={"devices": 1, "parallel": "ddp"}))
     assert found.status == "finished"
