@@ -44,13 +44,15 @@ def _sync(words: list[str]) -> int:
     found = {path: _unsynced(path) for path in (run_directories(root) or [root])}
     todo = {path: parts for path, parts in found.items() if parts}
     failed = []
+    if todo and not dry:
+        _logged_in()
     for path, parts in todo.items():
         print(f"{path}  {len(parts)} part{'s' if len(parts) > 1 else ''}", flush=True)
         if not dry:
             command = [sys.executable, "-m", "wandb", "beta", "sync", "--id", path.name, *map(str, parts)]
             if subprocess.run(command).returncode:
                 failed.append(path)
-    print(f"{len(todo)} of {len(found)} runs {'to upload' if dry else 'sent'}")
+    print(f"{len(todo) - len(failed)} of {len(found)} runs {'to upload' if dry else 'sent'}")
     if failed:
         raise RunFailed(f"{len(failed)} of {len(todo)} runs were not uploaded (see above); run it again")
     return DONE
@@ -98,12 +100,18 @@ def _default_entity() -> str:
     return _asked(lambda api: api.default_entity)
 
 
-def _asked(question: Callable[[Any], Any]) -> Any:
-    """What W&B answers. Raises UserError where nobody is logged in, RunFailed where there is no answer."""
+def _logged_in() -> None:
     import wandb
 
     if not wandb.login(prompt=False, verify=False):
         raise UserError("W&B: not logged in; `wandb login` does that (--dry-run shows what would be made)")
+
+
+def _asked(question: Callable[[Any], Any]) -> Any:
+    """What W&B answers. Raises UserError where nobody is logged in, RunFailed where there is no answer."""
+    import wandb
+
+    _logged_in()
     try:
         return question(wandb.Api(timeout=20))
     except Exception as error:

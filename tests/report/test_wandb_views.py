@@ -80,3 +80,15 @@ def test_sync_lists_a_resumed_run_once_and_skips_what_is_uploaded(
 def test_mistakes_are_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert "emabench: " in capsys.readouterr().err
+
+
+def test_sync_without_a_login_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ddpm" / "small-seed0-0" / "wandb" / "offline-run-20260101_000000-small-seed0-0"
+    folder.mkdir(parents=True)
+    (folder / "run-small-seed0-0.wandb").write_bytes(b"")
+    (tmp_path / "ddpm" / "small-seed0-0" / "config.yaml").write_text("")
+    monkeypatch.setattr("wandb.login", lambda **options: False)
+    assert main(["wandb", "sync", str(tmp_path)]) == 2
+    assert "`wandb login`" in capsys.readouterr().err
