@@ -123,7 +123,10 @@ class CheckpointConfig(Section):
 
 
 class Config(Section):
-    """All of a run. What decides its result makes up its identity; the rest (see `PRIVATE`) does not."""
+    """All of a run. What decides its result makes up its identity; the rest (see `PRIVATE`) does not.
+
+    A key with a default came later than some runs: without it, or at its default, a run is the one it was before.
+    """
 
     task: dict[str, Any]
     scale: Literal["smoke", "small", "paper"]
@@ -139,6 +142,7 @@ class Config(Section):
     evaluate: EvaluateConfig
     precision: Literal["fp32", "bf16", "fp16"]  # autocast of the forward passes; weights stay fp32
     compile: bool  # torch.compile the averaged module's forward
+    channels_last: bool = False  # memory layout of convolutions' weights, and so of what they compute
 
     results_dir: Annotated[str, Field(min_length=1)]
     data_dir: Annotated[str, Field(min_length=1)]
@@ -219,7 +223,8 @@ PRIVATE |= {"checkpoint", "log", "log_every", "log_weights", "group", "rerun"}
 
 def identity(config: Config) -> dict[str, Any]:
     """Everything that determines the run's result, as plain data."""
-    return config.model_dump(exclude=PRIVATE)
+    found = config.model_dump(exclude=PRIVATE)
+    return {key: value for key, value in found.items() if value != Config.model_fields[key].default}
 
 
 def bind(composed: DictConfig) -> Config:

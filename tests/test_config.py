@@ -9,7 +9,7 @@ import time
 import pytest
 
 from emabench.compose import configuration, sweep
-from emabench.config import Config
+from emabench.config import Config, identity
 from emabench.errors import UserError
 
 
@@ -96,8 +96,18 @@ def test_run_id_is_of_what_decides_the_result() -> None:
         "optimizer.lr=0.5",
         "ema.debias=false",
         "precision=bf16",
+        "channels_last=true",
     ):
         assert config("ema.decay=0.9", other).run_id() != base.run_id(), other
+
+
+def test_a_key_that_came_later_leaves_older_runs_what_they_were() -> None:
+    now = config("ema.decay=0.9", "devices=1", "channels_last=false")
+    before = now.model_dump()
+    for key in ("channels_last", "devices", "parallel", "log_weights"):
+        del before[key]
+    assert Config.model_validate(before).run_id() == now.run_id()
+    assert "channels_last" not in identity(now)
 
 
 def test_sweep_expands_in_order() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emabench import tasks
 from emabench.averaging import Averager, has_batchnorm, recalibrate
@@ -170,12 +170,19 @@ def build_task(config: Config, device: torch.device, progress: Progress, group: 
         progress=progress.say,
         rank=group.rank,
         world=group.world,
-        parallel=group.parallel,
+        parallel=functools.partial(_parallel, config, group),
         joined=group.joined,
         mean=group.mean,
     )
     seed_default(config.seed, "init", 0, device)
     return module.Task(options, context)
+
+
+def _parallel(config: Config, group: Group, module: nn.Module, **options: bool) -> nn.Module:
+    """`Context.parallel`, after which no weight changes its layout."""
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)
+    return group.parallel(module, **options)
 
 
 class Training:

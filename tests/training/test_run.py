@@ -185,3 +185,17 @@ def test_a_failure_is_said_and_can_be_tried_again(tmp_path: Path, monkeypatch: p
     assert final_state(config)  # training is safe
     assert run(config).status == "finished"
     assert not directory.error.exists()
+
+
+@pytest.mark.parametrize("task", [t for t in TASKS if t != "quadratic"])
+def test_every_task_trains_in_bf16_and_channels_last(task: str, tmp_path: Path) -> None:
+    """Near the run in float32: the layout changes nothing but the order of additions, bf16 keeps 8 bits."""
+    plain = smoke(task, tmp_path, "steps=6")
+    fast = smoke(task, tmp_path, "steps=6", "precision=bf16", "channels_last=true")
+    assert run(plain).status == run(fast).status == "finished"
+    losses = [
+        [line["loss"] for line in lines(RunDirectory(c.directory()).history) if "loss" in line]
+        for c in (plain, fast)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0]
