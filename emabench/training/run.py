@@ -38,6 +38,9 @@ from emabench.training.progress import Progress
 from emabench.training.schedule import factor
 
 
+ALONE = Group()
+
+
 def run(config: Config) -> Result:
     """The result of this configuration: what is there already, or what training it (on) gives.
 
@@ -47,7 +50,7 @@ def run(config: Config) -> Result:
         return run_at(config, place)
     if config.devices > 1:
         return several.run(config)
-    return _run(config, Group(), environment.resolve_device(config.device))
+    return _run(config, ALONE, environment.resolve_device(config.device))
 
 
 def run_at(config: Config, place: distributed.Place) -> Result:
@@ -151,7 +154,7 @@ def _failed(config: Config, error: BaseException) -> Result:
     )
 
 
-def build_task(config: Config, device: torch.device, progress: Progress, group: Group) -> Task:
+def build_task(config: Config, device: torch.device, progress: Progress, group: Group = ALONE) -> Task:
     """The task of a configuration, with the initial weights that its seed gives."""
     module = tasks.load(config.task_name)
     options = checked(module.Options, config.task, at="task")
@@ -196,7 +199,7 @@ class Training:
         group: Group | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self.config, self.directory, self.stop, self.group = config, directory, stop, group or Group()
+        self.config, self.directory, self.stop, self.group = config, directory, stop, group or ALONE
         environment.make_deterministic()
         self.device = device or environment.resolve_device(config.device)
         name = f"{config.task_name}/{config.run_id()}"

@@ -274,7 +274,9 @@ def test_glue_pairs_are_framed_cut_and_padded(tmp_path: Path, monkeypatch: pytes
 
 def traced(model: nn.Module, steps: int, weights: int, decays: list[float]) -> Trace:
     options = SimpleNamespace(weights=weights, steps=steps // 2, lag=5, decays=decays)
-    context = SimpleNamespace(steps=steps, device=CPU, generator=lambda purpose: generator(0, purpose))
+    context = SimpleNamespace(
+        steps=steps, device=CPU, generator=lambda purpose: generator(0, purpose), mean=lambda loss: loss
+    )
     return Trace(model, options, context)  # type: ignore[arg-type]
 
 
