@@ -37,7 +37,6 @@ from emabench.training.optimizer import ScheduledOptimizer
 from emabench.training.progress import Progress
 from emabench.training.schedule import factor
 
-
 ALONE = Group()
 
 
