@@ -190,6 +190,8 @@ class Averager:
             p.advance(average.acts, kept) for p, kept in zip(profile.parts, average.log_kept, strict=True)
         ]
         average.log_kept = [kept for _, kept in steps]
+        if len(steps) == 1:
+            return Move(slot, [steps[0][0]] * len(self.followed))
         return Move(slot, [steps[i][0] for i in average.part])
 
     def _beginning(self, t: int) -> list[Move]:
