@@ -32,19 +32,25 @@ from emabench.training.run import Training
 DEVICES = 2
 COMMON = ["scale=small", "device=cpu", "log_every=1000000", "checkpoint.minutes=1000", "steps=1000000"]
 RUNS = {
-    "ddpm, U-Net of 64 and 128 channels, batch 64": [
+    "ddpm, U-Net of 64 and 128 channels, batch 128": [
         "task=ddpm",
         "task.image_size=16",
         "task.channels=[64,128]",
-        "batch_size=64",
+        "batch_size=128",
     ],
-    "bert, 4 layers of 256, batch 32 of 64 tokens": [
+    "bert, 4 layers of 256, batch 64 of 64 tokens": [
         "task=bert",
         "task.layers=4",
         "task.hidden=256",
         "task.heads=4",
         "task.intermediate=1024",
-        "batch_size=32",
+        "batch_size=64",
+    ],
+    "lstm, 2 layers of 256, batch 64 of 50 characters": [
+        "task=lstm",
+        "task.layers=2",
+        "task.hidden=256",
+        "batch_size=64",
     ],
 }
 

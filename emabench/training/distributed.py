@@ -240,7 +240,8 @@ def together(place: Place, device: str, sharded: bool) -> Iterator[tuple[Group, 
     group, done = Group(place.rank, place.world, sharded), threading.Event()
     group.reason = lambda: reason(place.store)
     # A connection of its own: the other one is busy whenever this process waits at the store.
-    threading.Thread(target=_watch, args=(place.store.clone(), group, done), daemon=True).start()
+    watcher = threading.Thread(target=_watch, args=(place.store.clone(), group, done), daemon=True)
+    watcher.start()
     try:
         here = resolve_device(device, place.local)
         group.meet(place, here)
@@ -252,6 +253,8 @@ def together(place: Place, device: str, sharded: bool) -> Iterator[tuple[Group, 
         raise
     finally:
         done.set()
+        # A thread that lets go of the process group while the interpreter ends would abort this process.
+        watcher.join(GRACE)
     dist.destroy_process_group()  # not after a failure: it may wait for those who are gone
 
 
