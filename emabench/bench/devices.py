@@ -1,10 +1,10 @@
 """What several processes gain: steps a second of `devices=2` beside one process with as many threads.
 
-    emabench bench devices [--rounds 12] [--steps 20] [--out benchmarks]
+    emabench bench devices [--rounds 12] [--seconds 6] [--out benchmarks]
 
 Both train the same run with the same batch: one process with two threads, and two with one each (on the CPU, where
-two processes compete with two threads for the same two cores). They take turns, a block of steps each, and wait
-meanwhile. Quoted are medians of the ratios of neighbouring blocks, with their quartiles.
+two processes compete with two threads for the same two cores). They take turns, a block of so many seconds' steps
+each, and wait meanwhile. Quoted are medians of the ratios of neighbouring blocks, with their quartiles.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def main(argv: Sequence[str]) -> None:
     """Measure, print the page and, with --out, write `devices.md` and `devices.json` there."""
     parser = argparse.ArgumentParser(prog="emabench bench devices", description=__doc__)
     parser.add_argument("--rounds", type=int, default=12, help="blocks of each kind (at least 2)")
-    parser.add_argument("--steps", type=int, default=20, help="steps a block")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of a block")
     parser.add_argument("--out", type=Path, help="a folder for devices.md and devices.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(DEVICES)
     about = machine()
-    rows = [_measured(name, words, max(2, args.rounds), args.steps) for name, words in RUNS.items()]
+    rows = [_measured(name, words, max(2, args.rounds), args.seconds) for name, words in RUNS.items()]
     page = _page(rows, about, args)
     print(page)
     if args.out:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
         (args.out / "devices.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
 
 
-def _measured(name: str, words: Sequence[str], rounds: int, steps: int) -> dict[str, Any]:
+def _measured(name: str, words: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     spawn = mp.get_context("spawn")
     orders, times = [spawn.SimpleQueue() for _ in range(DEVICES)], spawn.SimpleQueue()
@@ -81,13 +81,15 @@ def _measured(name: str, words: Sequence[str], rounds: int, steps: int) -> dict[
         given = ([*COMMON, *words, f"results_dir={folder}/two"], store.port, orders, times)
         members = mp.start_processes(_member, given, DEVICES, join=False, start_method="spawn")
         alone = _training([*COMMON, *words, f"results_dir={folder}/one"], Group())
-        one, two = [], []
+        one, two, steps = [], [], 3
         for round_ in range(rounds + 1):  # the first warms up
             for order in orders:
                 order.put(steps)
             together_s = times.get()
             alone_s = _seconds(alone, steps)
-            if round_:
+            if not round_:
+                steps = max(3, round(seconds * steps / alone_s))
+            else:
                 one.append(alone_s / steps)
                 two.append(together_s / steps)
         for order in orders:
@@ -138,7 +140,7 @@ def _page(rows: list[dict[str, Any]], about: dict[str, Any], args: argparse.Name
         f"# {DEVICES} processes of one thread beside one process of {DEVICES} threads",
         "",
         f"{about['cpu']}, {about['cores']} cores, load {about['load']} at the start; Python {about['python']}, "
-        f"torch {about['packages']['torch']}. {args.rounds} interleaved blocks of {args.steps} steps; "
+        f"torch {about['packages']['torch']}. {args.rounds} interleaved blocks of {args.seconds:g} s; "
         "the same batch in both. A ratio above 1: several processes are faster. Median [quartiles].",
         "",
         f"| run | one process, steps/s | devices={DEVICES}, steps/s | ratio |",
