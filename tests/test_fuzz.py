@@ -470,7 +470,10 @@ def hashes(place: Path) -> dict[str, str]:
 
 @pytest.mark.timeout(60 + CASES)
 def test_whatever_is_thrown_is_answered_in_words(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     thrower = Thrower(trained, tmp_path)
@@ -493,10 +496,12 @@ def test_whatever_is_thrown_is_answered_in_words(
                 wrong.append(f"{kind} {number}: {status} for {str(thrown)[:300]}: {said.getvalue()[-300:]}")
             if status != DONE and not said.getvalue().strip() and kind != "table file":
                 wrong.append(f"{kind} {number}: {status} and not a word for {str(thrown)[:300]}")
-    with capsys.disabled():
-        total = sum(sum(found.values()) for found in counts.values())
-        print(f"\n{total} malformed inputs, answered with exit status")
-        for kind, found in counts.items():
-            print(f"  {kind:<14}" + "  ".join(f"{status}: {found[status]:<4}" for status in sorted(found)))
+    total = sum(sum(found.values()) for found in counts.values())
+    said_of = [f"{total} malformed inputs, answered with exit status"]
+    for kind, found in counts.items():
+        said_of.append(
+            f"  {kind:<14}" + "  ".join(f"{status}: {found[status]:<4}" for status in sorted(found))
+        )
+    record_property("summary", "\n".join(said_of))
     assert hashes(trained) == before
     assert not wrong, "\n".join(wrong)

@@ -6,7 +6,9 @@ classifier of our own (`features.py`). What was used is part of the result and d
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -36,7 +38,7 @@ class ImageQuality:
             self.fid = FrechetInceptionDistance(
                 net, reset_real_features=False, input_img_size=self._size(), sync_on_compute=False
             )
-            self.score = InceptionScore(Logits(net), splits=10, sync_on_compute=False)
+            self.score = _inception_score(Logits(net))
         self.fid = self.fid.to(device)  # torchmetrics sums features in float64
         self.score = self.score.to(device)
         self._real_seen = False
@@ -61,7 +63,8 @@ class ImageQuality:
             self.score.update(batch)
         with torch.random.fork_rng(devices=[]):  # torchmetrics shuffles before it splits
             torch.manual_seed(0)
-            return float(self.score.compute()[0])
+            with _known_warnings():
+                return float(self.score.compute()[0])
 
     def floor(self) -> float:
         """FID between two halves of the real images: what no sampler can be expected to beat."""
@@ -84,6 +87,20 @@ class ImageQuality:
         return (batch.to(self.device) for batch in images.split(BATCH))
 
 
+def _inception_score(logits: torch.nn.Module) -> InceptionScore:
+    with _known_warnings():
+        return InceptionScore(logits, splits=10, sync_on_compute=False)
+
+
+@contextmanager
+def _known_warnings() -> Iterator[None]:
+    """torchmetrics warns that all features are kept, and that one split has no standard deviation: both intended."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `InceptionScore` will save")
+        warnings.filterwarnings("ignore", r"std\(\): degrees of freedom")
+        yield
+
+
 def _with_inception(weights: str | None) -> tuple[FrechetInceptionDistance, InceptionScore]:
     if weights and not Path(weights).is_file():
         raise UserError(f"task.inception_weights={weights}: there is no such file")
@@ -97,7 +114,7 @@ def _with_inception(weights: str | None) -> tuple[FrechetInceptionDistance, Ince
             sync_on_compute=False,
         )
         logits = FeatureExtractorInceptionV3("inception", ["logits_unbiased"], weights)
-        return fid, InceptionScore(_First(logits), splits=10, sync_on_compute=False)
+        return fid, _inception_score(_First(logits))
     except Exception as error:
         raise UserError(
             f"task.inception_weights={weights}: Inception-v3's weights could be neither downloaded nor read "

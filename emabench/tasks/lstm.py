@@ -266,7 +266,7 @@ class Task(base.Task):
             with self.context.autocast():
                 logits, _, _, hidden = model(ids[:, :-1], hidden)
             total += F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
-        return float(total) / (streams * columns)
+        return float(total.detach()) / (streams * columns)
 
     def evaluate(self) -> Mapping[str, float]:
         return {name: _exp(self._loss(self.mean, text)) for name, text in self.held_out.items()}
