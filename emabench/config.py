@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -73,6 +74,7 @@ class EmaConfig(Section):
     debias: bool  # weigh the initial weights with nothing, instead of with Πβ
     buffers: Literal["average", "copy", "recompute"]  # floating-point buffers (batch-norm statistics)
     active: bool  # training depends on the average (a target network): one decay a run
+    compensated: bool = False  # Kahan summation of the passive averages, at twice their memory: above .99999
 
     @field_validator("decay", mode="before")
     @classmethod
@@ -223,8 +225,21 @@ PRIVATE |= {"checkpoint", "log", "log_every", "log_weights", "group", "rerun"}
 
 def identity(config: Config) -> dict[str, Any]:
     """Everything that determines the run's result, as plain data."""
-    found = config.model_dump(exclude=PRIVATE)
-    return {key: value for key, value in found.items() if value != Config.model_fields[key].default}
+    return said(Config, config.model_dump(exclude=PRIVATE))
+
+
+def said(kind: type[Section], data: Mapping[str, Any]) -> dict[str, Any]:
+    """A section's plain data without the keys that are at a default of the type, here and in its sections."""
+    found = {}
+    for key, value in data.items():
+        field = kind.model_fields.get(key)
+        if field is not None and value == field.default:
+            continue
+        inner = field.annotation if field is not None else None
+        if isinstance(inner, type) and issubclass(inner, Section) and isinstance(value, Mapping):
+            value = said(inner, value)
+        found[key] = value
+    return found
 
 
 def bind(composed: DictConfig) -> Config:

@@ -116,7 +116,11 @@ class Averager:
                 if not any(profile.part_of(f.name) == rule for f in self.followed):
                     raise ValueError(f"average {name!r}: no tensor follows the rule {pattern!r}")
         if not compensated and any(isinstance(p, EMA) and p.beta > 0.99999 for p in profile.parts):
-            warnings.warn(f"average {name!r}: above decay .99999 float32 loses steps; pass compensated=True")
+            warnings.warn(
+                f"average {name!r}: above decay .99999 float32 loses steps; pass compensated=True "
+                "(in a run: ema.compensated=true)",
+                stacklevel=3,
+            )
         slots = [[self._like(f.tensor) for f in self.followed] for _ in range(profile.snapshots)]
         lost = [torch.zeros_like(s) for s in slots[0]] if compensated and len(slots) == 1 else None
         part = [profile.part_of(f.name) for f in self.followed]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from emabench.config import Config, identity
+from emabench.config import Config, identity, said
 from emabench.errors import UserError
 from emabench.runs.files import read_yaml, remove_leftovers, write_text
 from emabench.runs.result import Result, read_result, to_json
@@ -53,7 +53,7 @@ class RunDirectory:
             there = None
         if not isinstance(there, dict):
             raise UserError(f"{self.config}: is damaged; move {self.path} away, or set results_dir=…")
-        asked = identity(config)
+        there, asked = said(Config, there), identity(config)
         for key, value in asked.items():
             if there.get(key) != value:
                 raise UserError(

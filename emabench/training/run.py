@@ -209,7 +209,9 @@ class Training:
             self.model.compile()  # in place: names of parameters stay as they are
         sizes = {"steps": config.steps, "batch_size": config.batch_size}
         profiles = {name: profile.bound(**sizes) for name, profile in config.profiles().items()}
-        self.averager = Averager(self.model, profiles, buffers=config.ema.buffers)
+        self.averager = Averager(
+            self.model, profiles, buffers=config.ema.buffers, compensated=config.ema.compensated
+        )
         self.recalibrates = config.ema.buffers == "recompute" and has_batchnorm(self.model)
         self.step = 0  # optimiser steps done
         self.sums: dict[str, Tensor | float] = {}  # of the scalars since the last history line
