@@ -40,6 +40,11 @@ class ScheduledOptimizer:
                 self.scaler.unscale_(self.inner)
             norm = nn.utils.clip_grad_norm_(self.params, self.config.clip.max_norm).detach()
             norm = whole(norm)
+            if self.scaler:
+                # Where the scale was too large the step is left out, and its norm is no news of the gradients:
+                # 0. A gradient that is not finite at any scale ends the run as such a loss does.
+                scale = self.scaler.scale(torch.ones_like(norm))
+                norm = torch.where(norm.isfinite() | (scale < 1), norm, 0.0)
         rate = factor(self.config.schedule, step, self.config.steps)
         for group, base in zip(self.inner.param_groups, self.base, strict=True):
             group["lr"] = base * rate

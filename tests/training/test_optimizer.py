@@ -51,3 +51,30 @@ def test_steps_match_a_loop_written_by_hand(name: str) -> None:
         assert norm == expected
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
     assert not torch.equal(ours, weight)
+
+
+def half_sum(weight: torch.nn.Parameter, factor: float) -> torch.Tensor:
+    """A loss whose gradient passes through float16, where `factor` times the scale may be infinite."""
+    return weight.half().float().sum() * factor
+
+
+def test_a_step_whose_loss_scale_overflows_is_left_out_and_not_taken_for_divergence() -> None:
+    run = config("precision=fp16", "clip.max_norm=1", "optimizer.name=sgd", "optimizer.lr=0.5", "steps=9")
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = ScheduledOptimizer([weight], run, torch.device("cpu"))
+    seen = []
+    for step in range(3):
+        norm = optimizer.step(half_sum(weight, 1.5), step)
+        assert norm is not None
+        seen.append((float(norm), float(weight.detach())))
+    assert seen[0] == (0.0, 1.0)  # 1.5 · 65536 is infinite in float16
+    assert seen[1][0] == pytest.approx(1.5)
+    assert seen[1][1] < 1.0
+
+
+def test_a_gradient_that_is_infinite_at_any_scale_is_divergence() -> None:
+    run = config("precision=fp16", "clip.max_norm=1", "optimizer.name=sgd", "steps=99")
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = ScheduledOptimizer([weight], run, torch.device("cpu"))
+    norms = [float(optimizer.step(half_sum(weight, math.inf), step)) for step in range(20)]
+    assert not math.isfinite(norms[-1])
