@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from emabench.averaging._checks import NotFinite
 from emabench.averaging.families import LAWA, PowerEMA, SqrtEMA
 from emabench.averaging.layers import ArticleEq26, ArticleEq37, GradientNorm, GradientShare, PerLayer
 from emabench.averaging.mixture import Mixture, greedy
@@ -38,6 +39,7 @@ __all__ = [
     "Lookahead",
     "Mean",
     "Mixture",
+    "NotFinite",
     "PerLayer",
     "PowerEMA",
     "Profile",

@@ -8,6 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 
+class NotFinite(ValueError):
+    """Weights or gradients that an average was to be made of are NaN or infinite; it is as it was before."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean …?' for the nearest known word, else the known words."""
     words = sorted(map(str, known))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from emabench.averaging import gradients, state, tensors
-from emabench.averaging._checks import check_choice, nearest
+from emabench.averaging._checks import NotFinite, check_choice, nearest
 from emabench.averaging.kernels import Move, Plan, first_non_finite
 from emabench.averaging.layers import PerLayer
 from emabench.averaging.mixture import Mixture
@@ -160,7 +160,7 @@ class Averager:
     def update(self) -> None:
         """Let every average see the current weights; call it after each optimiser step.
 
-        Profiles that look at gradients need them still in place. Raises ValueError, naming the first bad tensor
+        Profiles that look at gradients need them still in place. Raises NotFinite, naming the first bad tensor
         and leaving all averages and the count as they were, if the weights are not finite (when offloaded, at the
         next call); RuntimeError while an average is applied.
         """
@@ -219,7 +219,7 @@ class Averager:
         if self.check_finite and not self._plan.finite():
             bad = first_non_finite([f.name for f in self.followed], live)
             if bad is not None:
-                raise ValueError(f"{bad!r} is not finite {when}; the averages are as they were before")
+                raise NotFinite(f"{bad!r} is not finite {when}; the averages are as they were before")
         self._plan.run(moves)
 
     def _check_devices(self, live: Sequence[Tensor]) -> None:

@@ -105,12 +105,14 @@ class Plan:
             for m in moves:
                 fresh = [m.fresh[i] for i in chunk.indices]
                 lost = chunk.lost[m.of]
-                if lost is None or max(fresh) == 1.0:
+                if lost is None:
                     _lerp(chunk.shadows[m.of], theta, fresh)
-                else:
-                    for shadow, piece, share, low in zip(
-                        chunk.shadows[m.of], theta, fresh, lost, strict=True
-                    ):
+                    continue
+                for shadow, piece, share, low in zip(chunk.shadows[m.of], theta, fresh, lost, strict=True):
+                    if share == 1.0:  # a copy: nothing of what was there before may leak in
+                        shadow.copy_(piece)
+                        low.zero_()
+                    else:
                         self._compensated(shadow, piece, share, low)
 
     @staticmethod

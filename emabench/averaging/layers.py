@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from emabench.averaging._checks import check_number
+from emabench.averaging._checks import NotFinite, check_number
 from emabench.averaging.profiles import Profile, from_dict
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class GradientProfile(Profile):
         """What each layer takes of the current weights in one act: 1 − β^every. ValueError unless norms are finite."""
         for layer, norm in norms.items():
             if not math.isfinite(norm):
-                raise ValueError(
+                raise NotFinite(
                     f"the gradient of {layer!r} is not finite: {self.kind!r} cannot set a decay by it"
                 )
         return {layer: 1.0 - beta**self.every for layer, beta in self.decays(norms).items()}

@@ -15,6 +15,9 @@ def main(words: Sequence[str]) -> int:
     from emabench.report import terminal
     from emabench.training.run import explained, restored
 
+    there = directory.result()
+    if there and there.status == "diverged":
+        raise UserError(f"{directory.path}: diverged, there is nothing to measure ({there.reason})")
     with directory.locked(), explained(directory):
         training = restored(config, directory)
         if training.step < config.steps:

@@ -28,7 +28,7 @@ from emabench.config import Config
 from emabench.errors import DONE, INTERRUPTED, Interrupted, RunFailed
 from emabench.launch.plan import check
 from emabench.runs import history
-from emabench.runs.directory import RunDirectory
+from emabench.runs.directory import Held, RunDirectory
 from emabench.training.interruption import StopRequest, stop_requests
 
 
@@ -70,7 +70,7 @@ def _in_turn(todo: list[Config], console: Console) -> None:
     for number, config in enumerate(todo, 1):
         try:
             run(config)
-        except RunFailed as error:
+        except (RunFailed, Held) as error:
             console.print(f"emabench: {error}", highlight=False, markup=False, soft_wrap=True)
         left = (time.monotonic() - began) / number * (len(todo) - number) / 60
         console.print(f"{number} of {len(todo)} runs done, about {left:.0f} min left", highlight=False)
@@ -120,8 +120,9 @@ def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest
     waiting = list(reversed(todo))
     running: dict[subprocess.Popen[bytes], tuple[Config, int]] = {}
     interrupted = False
-    gpus = _gpus()
-    cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
+    gpus, cores = _gpus(), _cores()
+    each = max(config.devices for config in todo)
+    dealt = [gpus[at : at + each] for at in range(0, len(gpus) - each + 1, each)] or [gpus]
     slots = list(range(jobs))
     try:
         with watch.bars:
@@ -132,7 +133,7 @@ def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest
                     config, slot = waiting.pop(), slots.pop()
                     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
                     if gpus:
-                        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+                        environment["CUDA_VISIBLE_DEVICES"] = ",".join(dealt[slot % len(dealt)])
                     running[_start(config, environment)] = (config, slot)
                     watch.started(config)
                 for process in [p for p in running if p.poll() is not None]:
@@ -174,6 +175,15 @@ def _gpus() -> list[str]:
 
 
 def default_jobs(configs: Sequence[Config]) -> int:
-    """One process a GPU; without one a process a core for the small scales, whose steps are too small to share."""
+    """One run a GPU (or so many as it asks for); without one a run a core: small steps are too small to share."""
     gpus = _gpus() if configs[0].device != "cpu" else []
-    return max(1, len(gpus) or (os.cpu_count() or 1))
+    return max(1, (len(gpus) or _cores()) // max(config.devices for config in configs))
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK")
+    if given:
+        return int(given)
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
@@ -136,21 +136,26 @@ def submit(table: str, configs: Sequence[Config], profile: Profile, runs_per_job
     if not todo:
         return []
     check(todo)
-    for index, config in enumerate(todo):
-        directory = RunDirectory(config.directory())
-        directory.prepare(config)
-        if config.rerun:  # once, here: a requeued job has to go on
-            directory.clear()
-            todo[index] = config.model_copy(update={"rerun": False})
-
+    for config in todo:
+        RunDirectory(config.directory()).prepare(config)
     name = f"{table}-{secrets.token_hex(3)}"
     executor = submitit.SlurmExecutor(
         Path(todo[0].results_dir) / ".slurm" / name, max_num_timeout=profile.requeues
     )
     executor.update_parameters(**_parameters(name, profile))
+    # Begun anew once, here: a requeued job has to go on.
+    again = [RunDirectory(config.directory()) for config in todo if config.rerun]
+    todo = [config.model_copy(update={"rerun": False}) for config in todo]
     groups = [todo[start : start + runs_per_job] for start in range(0, len(todo), runs_per_job)]
     try:
-        with outside_jobs(), redirect_stderr(io.StringIO()):  # an error is printed there and raised as well
+        with ExitStack() as stack:
+            for directory in again:
+                with directory.locked():
+                    stack.enter_context(directory.anew())  # and as it was where the jobs are refused
+            stack.enter_context(outside_jobs())
+            stack.enter_context(
+                redirect_stderr(io.StringIO())
+            )  # an error is printed there and raised as well
             jobs = executor.submit_array([Job(group) for group in groups])
     except FailedJobError as error:
         raise UserError(f"sbatch refused the job: {str(error).strip().splitlines()[-1]}") from error

@@ -41,6 +41,8 @@ def standing(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> S
         state, reason = queue[sent]
         running = state == "RUNNING"
         return Standing(state.lower(), step, left if running else None, job, "" if running else reason)
+    if directory.held():
+        return Standing("running", step, left, "", "")
     if result := directory.result():
         return Standing(result.status, step, None, job, result.reason or "")
     if sent:

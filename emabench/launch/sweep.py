@@ -79,7 +79,7 @@ def _run(config: Config) -> None:
 def _summary(jobs: list[list[str]], configs: list[Config]) -> int:
     varying = [i for i in range(len(jobs[0])) if len({job[i] for job in jobs}) > 1] if jobs[0] else []
     results = [RunDirectory(config.directory()).result() for config in configs]
-    first = next((result for result in results if result), None)
+    first = next((result for result in results if result and result.metrics), None)
     metric = next(iter(first.metrics)) if first else "metric"
     shown = Table(box=None, padding=(0, 2, 0, 0), title=metric, title_justify="left", title_style="bold")
     shown.add_column("job", overflow="fold")

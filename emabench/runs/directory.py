@@ -17,6 +17,10 @@ from emabench.runs.files import read_yaml, remove_leftovers, write_text
 from emabench.runs.result import Result, read_result, to_json
 
 
+class Held(UserError):
+    """Another process has the run."""
+
+
 class RunDirectory:
     """The files of one run. Everything a run leaves behind is in here."""
 
@@ -33,17 +37,12 @@ class RunDirectory:
 
     def prepare(self, config: Config) -> None:
         """Make the directory and write `config.yaml`; one that belongs to another configuration is refused."""
-        try:
+        with _writable(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if self.config.exists():
                 self._check_identity(config)
             text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
             write_text(self.config, text)
-        except OSError as error:
-            raise UserError(
-                f"results_dir={config.results_dir}: cannot write {error.filename or self.path} "
-                f"({error.strerror}); choose another with results_dir=…"
-            ) from error
 
     def _check_identity(self, config: Config) -> None:
         """The configuration on disk and the one asked for have to be of the same run."""
@@ -63,20 +62,17 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run: a second process that wants it is told so. The lock dies with its process."""
-        try:
+        """Hold the run: a second process that wants it is told so (Held). The lock dies with its process."""
+        with _writable(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a+")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written to ({error.strerror})") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise UserError(
-                f"{self.path}: is being run by {holder}; wait for it, or stop it first"
-            ) from error
+            raise Held(f"{self.path}: is being run by {holder}; wait for it, or stop it first") from error
         try:
             with suppress(OSError):  # a full disk: the lock holds without a name in it
                 os.ftruncate(file.fileno(), 0)
@@ -87,19 +83,65 @@ class RunDirectory:
         finally:
             file.close()
 
+    def held(self) -> bool:
+        """Whether a process of this machine (or of one that shares its locks) holds the run."""
+        try:
+            with (self.path / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
     def result(self) -> Result | None:
         """The result, None while there is none. Raises DamagedResult."""
         return read_result(self.result_file) if self.result_file.exists() else None
 
-    def clear(self) -> None:
-        """Forget what was found here, the result first, so that a crash in between leaves an unfinished run."""
-        self.result_file.unlink(missing_ok=True)
-        self.history.unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints)
+    @contextmanager
+    def anew(self) -> Iterator[None]:
+        """Inside the block nothing is there of what training left; afterwards it is gone, or back if that raised.
+
+        The result goes last: a crash in between leaves a finished run, or one with nothing to go on from.
+        """
+        before = self.path / "before"
+        found = (
+            self.checkpoints,
+            self.snapshots,
+            self.artifacts,
+            self.exported,
+            self.history,
+            self.result_file,
+        )
+        shutil.rmtree(before, ignore_errors=True)
+        before.mkdir()
+        for each in found:
+            if each.exists():
+                each.rename(before / each.name)
         self.checkpoints.mkdir()
+        try:
+            yield
+        except BaseException:
+            self.checkpoints.rmdir()
+            for each in before.iterdir():
+                each.rename(self.path / each.name)
+            raise
+        finally:
+            shutil.rmtree(before)
 
     def write_result(self, result: Result) -> None:
         write_text(self.result_file, to_json(result))
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"results_dir={path.parent.parent}: cannot write {error.filename or path} "
+            f"({error.strerror}); choose another with results_dir=…"
+        ) from error
 
 
 def run_directories(results_dir: Path) -> list[Path]:

@@ -5,25 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
+from emabench.config import PRIVATE, Config, said
 from emabench.errors import UserError
 from emabench.tables.gather import Run
 from emabench.tables.statistics import Estimate, estimate
 
-APART = {
-    "seed",
-    "results_dir",
-    "data_dir",
-    "device",
-    "workers",
-    "checkpoint",
-    "log",
-    "log_every",
-    "log_weights",
-    "group",
-    "rerun",
-}
+APART = PRIVATE | {"seed"}
 
 
 @dataclass(frozen=True)
@@ -65,20 +55,26 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Group runs by configuration. Raises UserError where they are of different tasks."""
+    """Group runs by configuration; of two runs of one seed the second begins a group of its own.
+
+    Raises UserError where they are of different tasks.
+    """
     tasks = sorted({run.result.task for run in runs})
     if len(tasks) != 1:
         raise UserError(f"compare: runs of {' and '.join(tasks)}; compare runs of one task")
-    grouped: dict[str, dict[int, Run]] = {}
+    grouped: dict[tuple[str, int], dict[int, Run]] = {}
     for run in runs:
-        mine = {key: value for key, value in run.config.items() if key not in APART}
-        key = json.dumps(mine, sort_keys=True, default=str) if mine else run.result.run_id
-        grouped.setdefault(key, {})[run.result.seed] = run
-    flat = [dict(_flat(next(iter(group.values())).config)) for group in grouped.values()]
+        mine = _deciding(run)
+        text = json.dumps(mine, sort_keys=True, default=str) if mine else run.result.run_id
+        again = next(n for n in count() if run.result.seed not in grouped.get((text, n), {}))
+        grouped.setdefault((text, again), {})[run.result.seed] = run
+    flat = [dict(_flat(_deciding(next(iter(group.values()))))) for group in grouped.values()]
     groups = []
-    for mine, group in zip(flat, grouped.values(), strict=True):
+    for ((text, _), group), mine in zip(grouped.items(), flat, strict=True):
         keys = sorted({key for other in flat for key in {**mine, **other} if mine.get(key) != other.get(key)})
-        differs = tuple(f"{key}={mine.get(key, '(none)')}" for key in keys)
+        differs = tuple(f"{key}={mine.get(key, '(default)')}" for key in keys)
+        if sum(other == text for other, _ in grouped) > 1:
+            differs += (str(next(iter(group.values())).path),)
         groups.append(Group(dict(sorted(group.items())), differs))
     finished = [run for run in runs if run.finished]
     metrics = {name: way for run in finished for name, way in run.result.metrics.items()}
@@ -91,10 +87,14 @@ def compare(runs: Sequence[Run]) -> Comparison:
     return Comparison(tasks[0], groups, metrics, averages, unlike)
 
 
+def _deciding(run: Run) -> dict[str, Any]:
+    """What decides the run's result but for the seed, as the run_id has it."""
+    return {key: value for key, value in said(Config, run.config).items() if key not in APART}
+
+
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
-        if prefix or key not in APART:
-            if isinstance(value, Mapping):
-                yield from _flat(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

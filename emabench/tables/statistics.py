@@ -154,7 +154,9 @@ class Above(Statement):
         return p_above(self.values, self.threshold)
 
     def seeds(self, level: float) -> float:
-        return seeds_for(self.values, self.threshold, level)
+        found = seeds_for(self.values, self.threshold, level)
+        # What these seeds do not show (the exact test may be what objects) needs at least one more.
+        return found if self.p <= level else max(found, len(self.values) + 1)
 
 
 def below(values: Sequence[float], threshold: float = 0.0) -> Above:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from emabench.averaging import has_batchnorm
+from emabench.averaging.batchnorm import batchnorms, has_batchnorm
 from emabench.averaging.tensors import distributed_as, is_sharded
 from emabench.errors import FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
 from emabench.training.environment import resolve_device
@@ -154,6 +154,11 @@ class Group:
         if self.sharded:
             return _sharded(module, self._device, self.world)
         return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+    def alike(self, module: nn.Module) -> bool:
+        """Whether each process can measure for all: not where each has batch-norm statistics of its own."""
+        apart = self.world > 1 and not self.sharded
+        return not apart or all(isinstance(norm, nn.SyncBatchNorm) for norm in batchnorms(module))
 
     def joined(self, share: Tensor, dim: int = 0) -> Tensor:
         """The shares of all processes, one after the other."""

@@ -29,6 +29,7 @@ class ScheduledOptimizer:
         self.base = [group["lr"] for group in self.inner.param_groups]
         # fp16 gradients underflow without a scale; bf16 and fp32 need none.
         self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
+        self.left_out = False  # the last step: its scale was too large, and no weight moved
 
     def step(self, loss: Tensor, step: int) -> Tensor | None:
         """One optimiser step on `loss`; see `tasks.base.Optimizer.step`."""
@@ -49,8 +50,10 @@ class ScheduledOptimizer:
         for group, base in zip(self.inner.param_groups, self.base, strict=True):
             group["lr"] = base * rate
         if self.scaler:
+            before = self.scaler.get_scale()
             self.scaler.step(self.inner)
             self.scaler.update()
+            self.left_out = self.scaler.get_scale() < before
         else:
             self.inner.step()
         return norm

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from emabench import tasks
-from emabench.averaging import Averager, has_batchnorm, recalibrate
+from emabench.averaging import Averager, NotFinite, has_batchnorm, recalibrate
 from emabench.config import Config, checked
 from emabench.errors import Interrupted, RunFailed, UserError
 from emabench.paths import cache_dir
@@ -89,10 +89,11 @@ def _held(config: Config, directory: RunDirectory, group: Group) -> Iterator[Res
     with ExitStack() as stack:
         there = None
         if group.first:
-            directory.prepare(config)
             stack.enter_context(directory.locked())
+            directory.prepare(config)
             if config.rerun and directory.result_file.exists():  # whole or damaged
-                directory.clear()
+                with directory.anew():
+                    pass
             there = directory.result()
             if there and there.status == "failed":
                 there = None
@@ -153,8 +154,14 @@ def _failed(config: Config, error: BaseException) -> Result:
     )
 
 
-def build_task(config: Config, device: torch.device, progress: Progress, group: Group = ALONE) -> Task:
-    """The task of a configuration, with the initial weights that its seed gives."""
+def build_task(
+    config: Config,
+    device: torch.device,
+    progress: Progress,
+    group: Group = ALONE,
+    optimizers: list[ScheduledOptimizer] | None = None,
+) -> Task:
+    """The task of a configuration, with the initial weights that its seed gives; its optimisers join the list."""
     module = tasks.load(config.task_name)
     options = checked(module.Options, config.task, at="task")
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
@@ -167,7 +174,7 @@ def build_task(config: Config, device: torch.device, progress: Progress, group: 
         cache_dir=cache_dir(),
         workers=config.workers,
         autocast=functools.partial(torch.autocast, device.type, dtype) if dtype else nullcontext,
-        optimizer=functools.partial(ScheduledOptimizer, config=config, device=device),
+        optimizer=functools.partial(_optimizer, config, device, [] if optimizers is None else optimizers),
         decay=config.decays()[0] if config.ema.active else None,
         progress=progress.say,
         rank=group.rank,
@@ -178,6 +185,13 @@ def build_task(config: Config, device: torch.device, progress: Progress, group: 
     )
     seed_default(config.seed, "init", 0, device)
     return module.Task(options, context)
+
+
+def _optimizer(
+    config: Config, device: torch.device, made: list[ScheduledOptimizer], params: Any
+) -> ScheduledOptimizer:
+    made.append(ScheduledOptimizer(params, config, device))
+    return made[-1]
 
 
 def _parallel(config: Config, group: Group, module: nn.Module, **options: bool) -> nn.Module:
@@ -203,7 +217,8 @@ class Training:
         self.device = device or environment.resolve_device(config.device)
         name = f"{config.task_name}/{config.run_id()}"
         self.progress = Progress(name, config.steps, quiet=not self.group.first)
-        self.task = build_task(config, self.device, self.progress, self.group)
+        self.optimizers: list[ScheduledOptimizer] = []
+        self.task = build_task(config, self.device, self.progress, self.group, self.optimizers)
         self.model = self.task.averaged()
         if config.compile:
             self.model.compile()  # in place: names of parameters stay as they are
@@ -317,11 +332,14 @@ class Training:
             # Dropout and the like draw from torch's own generator: derive its state from the step as well.
             seed_default(config.seed, draws, self.step, self.device)
             scalars = self.task.train_step(self.step)
+            if self.device.type == "cuda" and self.averager.names:
+                torch.cuda.synchronize(self.device)  # an update waits anyway; the time is the step's
             trained = time.perf_counter()
             lost = None
             try:
-                self.averager.update()
-            except ValueError as error:  # weights that are not finite; the averages are as they were
+                if not any(optimizer.left_out for optimizer in self.optimizers):
+                    self.averager.update()
+            except NotFinite as error:  # the averages are as they were
                 lost = str(error)
             # What one process knows alone: a signal, the first one's clock, what is not finite in a shard.
             late = self.group.first and time.monotonic() - saved > 60 * config.checkpoint.minutes
@@ -366,7 +384,8 @@ class Training:
         means["lr"] = self.config.optimizer.lr * factor(
             self.config.schedule, self.step - 1, self.config.steps
         )
-        self.history.add(step=self.step, wall=round(self.seconds["train_s"], 3), **means)
+        wall = self.seconds["train_s"] + self.seconds["averaging_s"]
+        self.history.add(step=self.step, wall=round(wall, 3), **means)
         self.tracker.log(self.step, means)
         self.progress.update(self.step, means)
         self.sums, self.summed = {}, 0
@@ -407,11 +426,14 @@ class Training:
     def _measure(self, artifacts: bool = False) -> list[Row]:
         """Every set of weights, evaluated one after the other on the same draws.
 
-        Several processes deal them out; where the weights are in shards each process takes part in all of them.
+        Several processes deal them out; where the weights are in shards each process takes part in all of them,
+        and where each has batch-norm statistics of its own the first one's are what is measured.
         """
         group, profiles = self.group, self._profiles()
         dealt = not group.sharded
         mine = [*profiles][group.rank :: group.world] if dealt else [*profiles]
+        if not group.alike(self.model):
+            mine = [*profiles] if group.first else []
         rows: dict[str, Row] = {}
         began = time.perf_counter()
         for name in mine:

@@ -18,6 +18,7 @@ from emabench.averaging import (
     PerLayer,
     from_dict,
 )
+from emabench.averaging import native as native_path
 
 
 def two_layers():
@@ -130,3 +131,24 @@ def test_without_usable_gradients_they_say_so():
         GradientNorm(c=0.1).weights(3)
     with pytest.raises(ValueError, match=r"c=0: give a number in \(0, 1\]"):
         GradientNorm(c=0)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_rule_that_copies_leaves_the_others_compensated(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors of several rules share a chunk, and one may have share 1."""
+    if not native:
+        monkeypatch.setattr(native_path, "table", lambda *given: None)
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"body": torch.nn.Linear(8, 8), "head": torch.nn.Linear(8, 8)})
+    rule = PerLayer(EMA(decay=0.999999, debias=False), {"head.*": EMA(decay=0, debias=False)})
+    averager = Averager(model, {"a": rule}, compensated=True)
+    start = model["body"].weight.detach().double().clone()
+    with torch.no_grad():
+        model["body"].weight.add_(1.0)
+    for _ in range(3000):
+        averager.update()
+    moved = averager.export("a")["body.weight"].double() - start
+    expected = 1 - 0.999999**3000
+    torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=0, atol=2e-7)

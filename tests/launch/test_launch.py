@@ -15,7 +15,9 @@ from rich.console import Console
 from emabench.cli import main
 from emabench.config import Config
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE
-from emabench.launch.local import Watch, missing, run_missing
+from emabench.launch import local
+from emabench.launch.local import Watch, default_jobs, missing, run_missing
+from emabench.launch.status import standing
 from emabench.paths import COMMAND
 from emabench.runs.directory import RunDirectory, run_directories
 from tests.test_config import config
@@ -143,8 +145,9 @@ def test_an_interrupted_sweep_goes_on_with_what_is_missing(
     assert shown.count("finished") == 3
 
 
+@pytest.mark.parametrize("broken", [0, 1])
 def test_a_failing_job_takes_no_other_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    broken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from emabench.training.run import Training
 
@@ -152,7 +155,7 @@ def test_a_failing_job_takes_no_other_down(
     inner = Training.train
 
     def train(self: Training, until: int) -> str | None:
-        if self.config.seed == 1:
+        if self.config.seed == broken:
             raise RuntimeError("something broke")
         return inner(self, until)
 
@@ -166,3 +169,37 @@ def test_a_failing_job_takes_no_other_down(
     assert "failed" in shown.out
     assert main(words) == DONE  # the failed one is tried again
     assert statuses(tmp_path) == ["finished"] * 3
+
+
+def test_a_run_that_another_process_has_takes_no_other_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [smoke(tmp_path, f"seed={seed}") for seed in (0, 1)]
+    with RunDirectory(runs[0].directory()).locked():
+        assert standing(runs[0], {}).state == "running"
+        run_missing(runs)
+    assert standing(runs[0], {}).state == "to do"
+    assert statuses(tmp_path) == ["finished"]
+    assert "is being run by process" in capsys.readouterr().err
+
+
+def test_runs_at_a_time_by_what_each_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, four = smoke(tmp_path), smoke(tmp_path, "devices=4")
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    assert (default_jobs([one]), default_jobs([four])) == (6, 1)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert default_jobs([one]) == 3
+    monkeypatch.setattr(local, "_gpus", lambda: [str(n) for n in range(8)])
+    on_gpus = [run.model_copy(update={"device": "auto"}) for run in (one, four)]
+    assert [default_jobs([run]) for run in on_gpus] == [8, 2]
+    seen = []
+
+    def start(config: Config, environment: dict[str, str]) -> object:
+        seen.append(environment["CUDA_VISIBLE_DEVICES"])
+        return type("Process", (), {"poll": lambda self: 0, "returncode": 0})()
+
+    monkeypatch.setattr(local, "_start", start)
+    many = [on_gpus[1].model_copy(update={"seed": seed}) for seed in range(2)]
+    run_missing(many, jobs=2)
+    assert sorted(seen) == ["0,1,2,3", "4,5,6,7"]

@@ -27,7 +27,7 @@ from emabench.launch import slurm
 from emabench.launch.local import run_missing
 from emabench.paths import conf_dir
 from emabench.runs import history
-from emabench.runs.directory import RunDirectory, run_directories
+from emabench.runs.directory import Held, RunDirectory, run_directories
 from tests.test_config import config
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +149,24 @@ def test_without_slurm_it_is_said(
     assert main([*words, "runs_per_job=2"]) == MISTAKE
     assert "runs_per_job=2: is for launcher=slurm" in capsys.readouterr().err
     assert not run_directories(tmp_path)
+
+
+def test_what_the_cluster_refuses_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rerun=true forgets what was found only once the jobs are in the queue."""
+    run = config(f"results_dir={tmp_path / 'results'}", "device=cpu", "rerun=true")
+    run_missing([run])
+    directory = RunDirectory(run.directory())
+    before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+    for name, answer in (("sbatch", "echo invalid partition >&2; exit 1"), ("squeue", "exit 0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(UserError, match="refused"):
+        slurm.submit("quadratic", [run], slurm.profile("local", {}), 1)
+    assert {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()} == before
+    with directory.locked(), pytest.raises(Held):
+        slurm.submit("quadratic", [run], slurm.profile("local", {}), 1)
+    assert directory.result()
 
 
 # -- on a cluster -------------------------------------------------------------------------------------------------------

@@ -27,23 +27,36 @@ from tests.test_config import config
 def records(config: Config) -> Iterator[Any]:
     """Every record of a run's offline files, in the order written.
 
-    The file is a LevelDB log (blocks of 32 KiB; per chunk crc, length, type) of protobuf records, after 7 bytes
-    of header.
+    W&B's own process writes them, on a busy machine a moment after the run has let go of it: the last one says
+    how the run ended.
     """
+    for path in sorted(config.directory().glob("wandb/offline-run-*/*.wandb")):
+        end = time.monotonic() + 20
+        while not (found := read(path)) or not any(r.WhichOneof("record_type") == "exit" for r in found):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        yield from found
+
+
+def read(path: Path) -> list[Any]:
+    """A LevelDB log (blocks of 32 KiB; per chunk crc, length, type) of protobuf records, after 7 bytes of header."""
     from wandb.proto import wandb_internal_pb2
 
-    for path in sorted(config.directory().glob("wandb/offline-run-*/*.wandb")):
-        data, at, parts = path.read_bytes(), 7, b""
-        while at + 7 <= len(data):
-            if 32768 - at % 32768 < 7:
-                at += 32768 - at % 32768
-                continue
-            length, kind = struct.unpack_from("<HB", data, at + 4)
-            parts += data[at + 7 : at + 7 + length]
-            at += 7 + length
-            if kind in (1, 4):  # a whole record, or its last chunk
-                yield wandb_internal_pb2.Record.FromString(parts)
-                parts = b""
+    data, at, parts, found = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        if at + 7 + length > len(data):
+            break  # not all of it is written yet
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or its last chunk
+            found.append(wandb_internal_pb2.Record.FromString(parts))
+            parts = b""
+    return found
 
 
 def history(config: Config) -> list[dict[str, Any]]:

@@ -129,6 +129,14 @@ def test_article_and_literature_are_judged_apart() -> None:
     assert verdict(GAIN, [10, 9.0])["article"].why == "a smaller change than −38%"
 
 
+def test_what_two_expect_alike_is_asked_once() -> None:
+    """Asked twice it would cost the whole table power."""
+    for claim in ({**OPTIMUM, "article": ["b"]}, {**ORDER, "article": "better"}):
+        alone = verdict(claim, [3, 1, 2, 4], noise=0.3)["article"]
+        both = verdict({**claim, "literature": claim["article"]}, [3, 1, 2, 4], noise=0.3)
+        assert alone == both["article"] == both["literature"]
+
+
 def test_undecided_names_the_seeds_that_would_decide() -> None:
     claim = {"type": "difference", **PAIR, "article": "better"}
     found = verdict(claim, [2, 1.9], noise=0.2)["article"]

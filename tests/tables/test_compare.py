@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 
 from emabench.errors import UserError
@@ -61,3 +62,21 @@ def test_a_diverged_run_has_no_values() -> None:
     found = compare([lost])
     assert found.groups[0].diverged == 1
     assert found.metrics == {}
+
+
+def test_what_does_not_decide_the_result_sets_no_runs_apart(tmp_path: Path) -> None:
+    """Devices, and keys at the default that older configurations lack."""
+    runs = runs_of(tmp_path, 2)[:2]
+    for run, more in zip(runs, ({"devices": 1, "channels_last": False}, {"devices": 4}), strict=True):
+        assert run.path
+        file = run.path / "config.yaml"
+        file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **more}))
+    again = [Run(run.result, run.path) for run in runs]
+    assert [list(group.runs) for group in compare(again).groups] == [[0, 1]]
+
+
+def test_two_runs_of_one_seed_are_both_shown(tmp_path: Path) -> None:
+    there = [runs_of(tmp_path / name, 2)[0] for name in ("a", "b")]
+    groups = compare(there).groups
+    assert [list(group.runs) for group in groups] == [[0], [0]]
+    assert [group.differs for group in groups] == [(str(run.path),) for run in there]

@@ -35,6 +35,7 @@ RUNS = {  # without dropout, whose masks are each process's own, and (cnn) batch
     "shards": ["task=ddpm", "task.dropout=0", "seed=1", "snapshots.every=6", "parallel=fsdp"],
 }
 BROKEN = ["task=classification"]
+STATISTICS = ["task=classification", "ema.decay=0", "seed=2"]  # of batch norm, each process's own on a CPU
 
 
 def smoke(folder: Path, *words: str) -> Config:
@@ -51,6 +52,8 @@ def member(rank: int, folder: Path, port: int) -> None:
 
     for name, words in RUNS.items():
         run_at(smoke(folder, *words), place(name))
+    for buffers in ("copy", "average"):
+        run_at(smoke(folder, *STATISTICS, f"ema.buffers={buffers}"), place(buffers))
     if rank == 1:
         classification.Task.train_step = lambda self, step: 1 / 0  # type: ignore[assignment, method-assign]
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
@@ -108,6 +111,16 @@ def test_two_processes_train_the_run_of_one(name: str, by_two: Path, tmp_path: P
     assert names[0] == names[1]
     states = [latest_state(c) for c in (one, two)]
     assert_near(*states)
+
+
+@pytest.mark.parametrize("buffers", ["copy", "average"])
+def test_averages_are_measured_with_the_statistics_of_one_process(buffers: str, by_two: Path) -> None:
+    """An average of decay 0 is the raw weights, and has to measure as they do."""
+    found = RunDirectory(smoke(by_two, *STATISTICS, f"ema.buffers={buffers}").directory()).result()
+    assert found
+    raw, average = found.row("raw"), found.row("ema_0")
+    assert raw and average
+    assert raw.metrics == average.metrics
 
 
 def latest_state(config: Config) -> dict[str, Any]:

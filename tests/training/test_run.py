@@ -5,6 +5,7 @@ Tasks are found by their YAML, so a new one is taken through all of this without
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from emabench.averaging import Averager
 from emabench.compose import configuration
 from emabench.config import Config
 from emabench.errors import Interrupted, RunFailed
@@ -170,6 +172,40 @@ def test_rerun_trains_again(tmp_path: Path) -> None:
     again = run(config.model_copy(update={"rerun": True}))
     assert directory.result_file.stat().st_mtime_ns > first
     assert again.rows == result.rows
+
+
+def test_what_training_left_comes_back_where_beginning_anew_fails(tmp_path: Path) -> None:
+    config = smoke("quadratic", tmp_path, "snapshots.every=5")
+    run(config)
+    directory = RunDirectory(config.directory())
+    before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+    with pytest.raises(ZeroDivisionError), directory.anew():
+        assert not directory.result()
+        assert not list(directory.path.rglob("*.safetensors")) and not directory.snapshots.exists()
+        raise ZeroDivisionError
+    assert {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_step_that_the_loss_scale_leaves_out_is_no_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is its gradient news for averages that look at gradients, and the step is not averaged again."""
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**40))
+    words = ["precision=fp16", "steps=40", "+averages.g={kind: gradient_share}"]
+    config = smoke("classification", tmp_path, *words)
+    assert run(config).status == "finished"
+    found = checkpoint.load_latest(RunDirectory(config.directory()).checkpoints, pytest.fail)
+    assert found
+    assert 0 < found[1]["averager"]["updates"] < 40
+
+
+def test_only_what_is_not_finite_is_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def update(self: Averager) -> None:
+        raise ValueError("some other mistake")
+
+    monkeypatch.setattr(Averager, "update", update)
+    with pytest.raises(RunFailed, match="some other mistake"):
+        run(smoke("quadratic", tmp_path))
 
 
 def test_a_failure_is_said_and_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
