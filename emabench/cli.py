@@ -84,12 +84,24 @@ def _dispatch(words: list[str]) -> int:
         print(f"emabench {__version__}")
         return DONE
     if first in _verbs():
+        if words[-1] in ("-h", "--help") and not (
+            len(words) > 2 and (first == "bench" or words[1] == "numerics")
+        ):
+            print(_usage(first))  # those two have options of their own, and tell them
+            return DONE
         return import_module(f"emabench.commands.{first}").main(words[1:])
     if first and first.replace("_", "").isalpha():
         raise UserError(
             f"{first!r} is neither a verb nor an override{nearest(first, _verbs())}; see emabench --help"
         )
     return import_module("emabench.commands.train").main(words)
+
+
+def _usage(verb: str) -> str:
+    """What a verb does and takes: the docstrings of its module and of its `main`, read without importing it."""
+    tree = ast.parse((PACKAGE / "commands" / f"{verb}.py").read_text(encoding="utf-8"))
+    main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    return "\n\n".join(filter(None, (ast.get_docstring(tree), ast.get_docstring(main)))).replace("`", "")
 
 
 def _verbs() -> dict[str, str]:

@@ -103,8 +103,9 @@ def _compose(overrides: list[str]) -> DictConfig:
 
 
 def register_resolvers() -> None:
-    """`${by_scale:smoke,small,paper}` and `${first_found:fashion_mnist,digits}`."""
+    """`${by_scale:smoke,small,paper}`, `${share_of_steps:0.75}` and `${first_found:fashion_mnist,digits}`."""
     OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
+    OmegaConf.register_new_resolver("share_of_steps", _share_of_steps, replace=True)
     OmegaConf.register_new_resolver("first_found", _first_found, replace=True)
 
 
@@ -112,6 +113,12 @@ def _by_scale(*values: Any, _root_: DictConfig) -> Any:
     if len(values) != len(SCALES):
         raise ValueError(f"by_scale takes one value each for {', '.join(SCALES)}, not {len(values)}")
     return values[SCALES.index(_root_.scale)]
+
+
+def _share_of_steps(share: float, *, _root_: DictConfig) -> int:
+    """A step by its place in the run, whatever length the user gives the run."""
+    steps = _root_.steps
+    return round(share * steps) if isinstance(steps, int) else 0  # what else it is, is said of `steps` itself
 
 
 def _first_found(*names: str, _root_: DictConfig) -> str:
@@ -146,12 +153,16 @@ def _check_key(override: Override, known: DictConfig) -> None:
     node: Any = known
     for position, part in enumerate(parts := override.key_or_group.split(".")):
         if position and parts[0] in FREE:
+            if part not in node and not override.is_add() and not override.is_delete():
+                raise UserError(f"{override.input_line}: is not there yet; write +{override.input_line}")
             return
         if not isinstance(node, DictConfig) or part not in node:
             place = ".".join(parts[:position])
             where = f" in {place}" if place else ""
             keys = [str(key) for key in node] if isinstance(node, DictConfig) else []
             close = nearest(part, keys) if position else _nearest_anywhere(override.key_or_group, known)
+            if place == "ema.warmup":  # the one key that takes a mapping of its own
+                close = f"; write {place}={{{part}: …}}"
             raise UserError(f"{override.input_line}: there is no key {part!r}{where}{close}")
         node = node._get_node(part)
     if isinstance(node, DictConfig) and not isinstance(override.value(), dict) and not override.is_delete():

@@ -207,6 +207,14 @@ class Config(Section):
                 found[name] = profiles.from_dict(spec)
             except ValueError as error:
                 raise ValueError(f"averages.{name}: {error}") from error
+        for name, profile in found.items():
+            start = profile.start if profile.start >= 1 else round(profile.start * self.steps)
+            if start + profile.every > self.steps:
+                named = name in self.averages
+                raise ValueError(
+                    f"{f'averages.{name}' if named else 'ema'}: start={start}, every={profile.every} leave nothing to "
+                    f"average of steps={self.steps}; lower them" + (f", or ~averages.{name}" if named else "")
+                )
         return found
 
     def run_id(self) -> str:

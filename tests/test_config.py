@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from emabench import cli
 from emabench.compose import configuration, sweep
 from emabench.config import Config, identity
 from emabench.errors import UserError
@@ -67,6 +68,9 @@ def test_averages_are_named_after_their_decay() -> None:
         ("optimizer=adam", "optimizer"),
         ("ema.decay.x=1", "decay"),
         ("~steps", "steps"),
+        ("+averages.late={kind: mean, start: 100000}", "averages.late: start=100000, every=1 leave nothing to average of steps"),
+        ("averages.late={kind: mean}", "write +averages.late="),
+        ("ema.warmup.shape=ratio", "write ema.warmup={shape: …}"),
     ],
 )
 def test_mistakes_name_the_key_and_the_mend(override: str, said: str) -> None:
@@ -125,6 +129,7 @@ def test_sweep_expands_in_order() -> None:
     ("words", "status"),
     [
         (["--help"], 0),
+        (["export", "--help"], 0),
         (["list"], 0),
         (["--cfg", "task=ddpm"], 0),
         (["ema.dcay=0.9"], 2),
@@ -143,3 +148,9 @@ def test_quick_answers_import_no_torch(words: list[str], status: int) -> None:
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - began < 10  # generous: the point is that torch (seconds) is not in it
+
+
+def test_every_verb_tells_its_use(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in cli._verbs():
+        assert cli.main([verb, "--help"]) == 0
+        assert ("emabench [overrides]" if verb == "train" else f"emabench {verb}") in capsys.readouterr().out

@@ -42,31 +42,34 @@ def main(argv: Sequence[str]) -> None:
 def show(rows: Sequence[dict[str, float | int | str]], steps: int) -> None:
     """The rows at the longest length: a line for each type and decay, the three forms side by side."""
     at = {(r["type"], r["decay"], r["form"]): r for r in rows if r["steps"] == steps}
-    grid = Table(title=f"Relative error of an EMA after {steps:,} steps", title_justify="left", box=None)
-    for title in (
-        "type",
-        "β",
-        "plain",
-        "lerp",
-        "Kahan",
-        "article (97)",
-        "article, Kahan",
-        "path: plain",
-        "lerp",
-        "Kahan",
-    ):
-        grid.add_column(title, justify="left" if title == "type" else "right")
+    forms_of = ("plain", "lerp", "Kahan")
+    grid = _grid(
+        f"Relative error of an EMA after {steps:,} steps", *forms_of, "article (97)", "article, Kahan"
+    )
+    path = _grid("The same as a share of the path", *forms_of)
     for kind in numerics.TYPES:
         for decay in numerics.DECAYS:
             forms = [at[kind, decay, form] for form in numerics.FORMS]
             errors = [f"{row['error']:.1e}" for row in forms]
             article = [f"{forms[0]['article']:.1e}", f"{forms[2]['article']:.1e}"]
             paths = [_percent(100 * float(row["error_of_path"])) for row in forms]
-            grid.add_row(kind, f"{decay:g}", *errors, *article, *paths)
+            grid.add_row(kind, f"{decay:g}", *errors, *article)
+            path.add_row(kind, f"{decay:g}", *paths)
     console = Console()
     console.print(grid)
+    console.print()
+    console.print(path)
     for note in NOTES:
         console.print(f" [dim]{note}[/]", highlight=False)
+
+
+def _grid(title: str, *columns: str) -> Table:
+    """Types and decays, then what was measured; legible in 80 columns."""
+    grid = Table(title=title, title_justify="left", box=None)
+    grid.add_column("type", no_wrap=True)
+    for column in ("β", *columns):
+        grid.add_column(column, justify="right", no_wrap=True)
+    return grid
 
 
 def _percent(value: float) -> str:

@@ -1,4 +1,4 @@
-"""measure emabench itself: averaging, devices, loop, verdicts"""
+"""measure emabench itself: averaging, devices, loop, report, verdicts"""
 
 from __future__ import annotations
 

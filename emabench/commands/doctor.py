@@ -23,7 +23,7 @@ Finding = tuple[str, str, str]  # mark, what, what is to be said of it
 
 
 def main(words: Sequence[str]) -> int:
-    """Print what is there, what is not, and how to get it. Exit status 1 if something is broken."""
+    """`emabench doctor`: print what is there, what is not, and how to get it. Exit status 1 if something is broken."""
     config = configuration(words)
     console = Console(soft_wrap=True)
     broken = False

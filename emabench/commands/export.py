@@ -10,8 +10,8 @@ from emabench.runs.named import named_run
 
 
 def main(words: Sequence[str]) -> int:
-    """`emabench export RUN [average=NAME] [to=DIR]`: a diffusers pipeline for ddpm, a state_dict elsewhere."""
-    config, directory, options = named_run("export", words, {"average": "raw", "to": ""})
+    """`emabench export RUN average=NAME [to=DIR]`: a diffusers pipeline for ddpm, a state_dict elsewhere."""
+    config, directory, options = named_run("export", words, {"average": "", "to": ""})
 
     from emabench.training.run import explained, restored
 
@@ -19,6 +19,8 @@ def main(words: Sequence[str]) -> int:
         training = restored(config, directory)
     average = options["average"]
     names = ["raw", *training.averager.names]
+    if not average:
+        raise UserError(f"export RUN average=NAME: of this run {', '.join(names)}")
     if average not in names:
         raise UserError(f"average={average}: the run has none of that name{nearest(average, names)}")
     to = Path(options["to"] or directory.exported / average)

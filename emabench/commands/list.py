@@ -13,7 +13,7 @@ from emabench.paths import conf_dir
 
 
 def main(words: Sequence[str]) -> int:
-    """Print every task of `conf/task/` and every table of `conf/table/` with a line on each."""
+    """`emabench list`: every task of `conf/task/` and every table of `conf/table/` with a line on each."""
     if words:
         raise UserError(f"list takes no arguments, not {' '.join(words)!r}")
     shown = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -47,7 +47,13 @@ def main(words: Sequence[str]) -> int:
         mark = " ?" if moved > UNTRUSTED else ""
         values = (f"{value:.4g}" for value in metrics.values())
         shown.add_row(name, f"{window:.4g}", *values, f"{moved:.1%}{mark}")
-    Console().print(shown)
+    console = Console()
+    console.print(shown)
+    if any(moved > UNTRUSTED for *_, moved in rows):
+        console.print(
+            f"? more than {UNTRUSTED:.0%} of the weight lies on other steps than asked for: the snapshots do not tell",
+            highlight=False,
+        )
     if curve:
         points = [(window, metrics[main_metric]) for _, window, metrics, moved in rows if moved <= UNTRUSTED]
         print(f"\ncurve   {_drawn(directory, main_metric, points)}")
@@ -70,10 +76,8 @@ def _asked(options: dict[str, str]) -> Profile:
 
 def _curve(config: Config) -> list[Profile]:
     """EMAs over a ladder of windows."""
-    return [
-        from_dict({"kind": "ema", "window": max(1.0, share * config.steps), "debias": True})
-        for share in SHARES
-    ]
+    windows = sorted({max(1.0, share * config.steps) for share in SHARES})
+    return [from_dict({"kind": "ema", "window": window, "debias": True}) for window in windows]
 
 
 def _measured(training: Training, wanted: Profile) -> tuple[str, float, dict[str, float], float]:

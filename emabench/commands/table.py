@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ USAGE = (
     "[--dry-run|--status|--collect] [overrides]"
 )
 
+OWN = ("seeds", "jobs", "runs_per_job", "launcher", "cluster")
+
 
 @dataclass
 class Options:
@@ -36,7 +39,11 @@ class Options:
 
 
 def main(words: Sequence[str]) -> int:
-    """`emabench table NAME`: run what is missing, print measured beside reported, write the page."""
+    """`emabench table NAME [seeds=N] [jobs=N] [launcher=slurm [cluster=PROFILE] [runs_per_job=N]] [overrides]`
+
+    Run what is missing, print measured beside reported, write the page. --dry-run: show what would run;
+    --status: how far the runs are; --collect: judge what is there. `emabench table numerics` is of rounding errors.
+    """
     if words and words[0] == "numerics":  # no training: rounding errors, measured in this process
         from emabench.bench import numerics
 
@@ -49,6 +56,7 @@ def main(words: Sequence[str]) -> int:
     seeds = options.numbers.get("seeds") or table.seed_count(scale)
     planned = plan(table, scale, range(seeds), overrides)
     configs = [config for by_seed in planned.values() for config in by_seed.values()]
+    _check_averages(table, scale, planned, overrides)
     if options.action == "dry-run":
         return _show_plan(planned)
     if options.action == "status":
@@ -67,14 +75,41 @@ def main(words: Sequence[str]) -> int:
             c.directory(): f"{arm}, seed {n}" for arm, by_seed in planned.items() for n, c in by_seed.items()
         }
         run_missing(configs, options.numbers.get("jobs") or default_jobs(configs), names)
-    judged = judge(table, scale, gathered(planned), overrides)
+    runs = gathered(planned)
+    judged = judge(table, scale, runs, overrides)
 
     from emabench.report import html, terminal
 
     terminal.show(judged)
     page = html.write_table(judged, Path(configs[0].results_dir))
     print(f"\npage    {page}")
+    there = [run.result.status for by_seed in runs.values() for run in by_seed.values() if run]
+    lacking = len(configs) - len(there) + there.count("failed")
+    if lacking and not options.action:
+        raise RunFailed(
+            f"{lacking} of {len(configs)} runs failed (their words are above, or in each run's log.txt); "
+            "the same command tries them again"
+        )
     return DONE
+
+
+def _check_averages(table: spec.Table, scale: str, planned: Plan, overrides: Sequence[str]) -> None:
+    """The user's words may not take away what the rows are measured with."""
+    before = plan(table, scale, [0], [word for word in overrides if not _of_averages(word)])
+    for key, row in table.rows.items():
+        average = table.average(key, scale)
+        was = next(iter(before[row.arm].values())).profiles()
+        for config in planned[row.arm].values():
+            if average in was and average not in config.profiles():
+                words = " ".join(filter(_of_averages, overrides))
+                raise UserError(
+                    f"{words}: takes away {average}, which the row {row.label!r} of {table.name} is; leave it there, "
+                    "or train a run of your own without `table`"
+                )
+
+
+def _of_averages(word: str) -> bool:
+    return word.lstrip("+~").startswith(("ema.", "averages"))
 
 
 def _submit(table: str, configs: Sequence[Config], options: Options, words: Sequence[str]) -> int:
@@ -150,6 +185,8 @@ def _read(words: Sequence[str]) -> tuple[str, Options, list[str]]:
             )
         elif word.startswith("-"):
             raise UserError(f"{word}: there is no such option; {USAGE}")
+        elif (close := get_close_matches(key, OWN, 1, 0.8)) and key not in Config.model_fields:
+            raise UserError(f"{word}: there is no such key; did you mean {close[0]!r}?")
         else:
             overrides.append(word)
     foreign = ("jobs",) if options.launcher == "slurm" else ("cluster", "runs_per_job")

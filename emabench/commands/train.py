@@ -27,11 +27,15 @@ def main(words: Sequence[str]) -> int:
     config = configuration(overrides)
 
     from emabench.report import terminal
+    from emabench.runs.directory import RunDirectory
     from emabench.training.run import run
 
+    before = None if config.rerun else RunDirectory(config.directory()).result()
     result = run(config)
     if os.environ.get("RANK", "0") != "0":  # torchrun: the first process speaks for all
         return DONE if result.status == "finished" else FAILED
+    if before == result:
+        print(f"{result.status} before, not trained again (nor logged); rerun=true trains anew")
     terminal.show_run(result)
     print(f"\nfiles   {config.directory()}")
     if result.status == "finished":

@@ -44,6 +44,9 @@ def _sync(words: list[str]) -> int:
     found = {path: _unsynced(path) for path in (run_directories(root) or [root])}
     todo = {path: parts for path, parts in found.items() if parts}
     failed = []
+    if not todo:
+        print(f"nothing to upload: no run below {root} has W&B files that are not there yet")
+        return DONE
     if todo and not dry:
         _logged_in()
     for path, parts in todo.items():

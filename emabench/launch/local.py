@@ -110,9 +110,9 @@ class Watch:
         left = (time.monotonic() - self.began) / self.count * (self.total - self.count) / 60
         words = f"{self.count} of {self.total} runs done, about {left:.0f} min left"
         if failed:
-            words += f" FAILED, see {config.directory() / 'log.txt'}"
+            words += f" FAILED, see {config.directory() / 'log.txt'}\n  {last_words(config.directory())}"
         if failed or self.bars.disable:
-            self.bars.console.print(words, highlight=False, soft_wrap=True)
+            self.bars.console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
 def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest) -> None:
@@ -153,6 +153,17 @@ def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest
         raise
     if interrupted:
         raise Interrupted("stopped; the same command goes on from there")
+
+
+def last_words(path: Path) -> str:
+    """The last line that a run's process wrote."""
+    try:
+        with (path / "log.txt").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1] if lines else ""
 
 
 def _start(config: Config, environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from emabench.config import Config
 from emabench.errors import UserError
 from emabench.launch import slurm
+from emabench.launch.local import last_words
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory
 
@@ -47,7 +48,7 @@ def standing(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> S
         return Standing(result.status, step, None, job, result.reason or "")
     if sent:
         return Standing("stopped", step, None, job, f"see {slurm.log(config, sent)}")
-    return Standing("stopped" if step else "to do", step, None, job, "")
+    return Standing("stopped" if step else "to do", step, None, job, last_words(directory.path))
 
 
 def show(runs: Mapping[str, Config]) -> None:

@@ -79,25 +79,23 @@ def _run(config: Config) -> None:
 def _summary(jobs: list[list[str]], configs: list[Config]) -> int:
     varying = [i for i in range(len(jobs[0])) if len({job[i] for job in jobs}) > 1] if jobs[0] else []
     results = [RunDirectory(config.directory()).result() for config in configs]
-    first = next((result for result in results if result and result.metrics), None)
-    metric = next(iter(first.metrics)) if first else "metric"
-    shown = Table(box=None, padding=(0, 2, 0, 0), title=metric, title_justify="left", title_style="bold")
+    metrics = [next(iter(result.metrics), "") if result else "" for result in results]
+    titles = list(dict.fromkeys(filter(None, metrics)))
+    title = titles[0] if len(titles) == 1 else None
+    shown = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
     shown.add_column("job", overflow="fold")
-    for title in ("status", "raw", "best", "average", "run id ends in"):
-        shown.add_column(title, no_wrap=True, justify="right" if title in ("raw", "best") else "left")
-    for job, config, result in zip(jobs, configs, results, strict=True):
+    for heading in ("status", *([] if title else ["metric"]), "raw", "best", "average", "run id ends in"):
+        shown.add_column(heading, no_wrap=True, justify="right" if heading in ("raw", "best") else "left")
+    for job, config, result, metric in zip(jobs, configs, results, metrics, strict=True):
         name = " ".join(job[i] for i in varying) or config.task_name
-        row = [name, result.status if result else "not run"]
+        row = [name, result.status if result else "not run", *([] if title else [metric])]
         rows = [r for r in result.rows if r.metrics.get(metric) is not None] if result else []
         if result and rows:
             sign = 1 if result.metrics[metric] == "higher" else -1
             best = max(rows, key=lambda r: sign * float(r.metrics[metric] or 0))
             raw = result.row("raw")
-            row += [
-                _number(raw.metrics[metric] if raw else None),
-                _number(best.metrics[metric]),
-                best.average,
-            ]
+            values = [raw.metrics[metric] if raw else None, best.metrics[metric]]
+            row += [*map(_number, values), best.average]
         else:
             row += ["–", "–", "–"]
         shown.add_row(*row, config.run_id().rpartition("-")[2])

@@ -129,7 +129,7 @@ class _Section:
         label = self.table.metrics[curve.metric].label
         without, best = "the raw weights" if curve.arm else "none", curve.best
         if best is None:
-            return f"No average beats {without} ({label} {say.measured(curve.raw)})."
+            return f"No average is ahead of {without} ({label} {say.measured(curve.raw)})."
         if curve.raw_tied:
             return (
                 f"No average is shown to beat {without} ({label} {say.measured(curve.raw)}); "

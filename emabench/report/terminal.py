@@ -142,24 +142,47 @@ def show_comparison(comparison: Comparison, console: Console | None = None) -> N
         apart = "  ".join(group.differs) or "one configuration"
         lost = f", {group.diverged} diverged" if group.diverged else ""
         console.print(f" [bold]{name}[/]  {apart}  [dim](seed {seeds}{lost})[/]", highlight=False)
-    for metric, way in comparison.metrics.items():
+    for metric in comparison.metrics:
         console.print()
         if metric in comparison.unlike:
             listed = "; ".join(comparison.unlike[metric])
             console.print(f" {metric}: [bold]not comparable[/], measured with {listed}", highlight=False)
             continue
-        grid = _grid(title=f"{metric} {say.arrow(way)}")
-        grid.add_column("weights", no_wrap=True)
-        for name in names:
-            grid.add_column(name, justify="right")
-        for name in names[1:]:
-            grid.add_column(f"{name} − {names[0]}", justify="right")
-        for average in comparison.averages:
-            means = [say.measured(group.mean(average, metric)) for group in comparison.groups]
-            changes = [comparison.change(group, average, metric) for group in comparison.groups[1:]]
-            grid.add_row(average, *means, *(say.interval(c) if c else "–" for c in changes))
-        console.print(grid)
+        wide, long = _side_by_side(comparison, metric, names), _one_below(comparison, metric, names)
+        unbounded = console.options.update(max_width=10_000)
+        fits = Measurement.get(console, unbounded, wide).maximum <= console.width
+        console.print(wide if fits else long)
     console.print(" [dim]± and [ ] are 95 % intervals over seeds; differences are paired by seed.[/]")
+
+
+def _side_by_side(comparison: Comparison, metric: str, names: Sequence[str]) -> Grid:
+    """A column for every group, and one for how it differs from the first."""
+    grid = _grid(title=f"{metric} {say.arrow(comparison.metrics[metric])}")
+    grid.add_column("weights", no_wrap=True)
+    for name in [*names, *(f"{name} − {names[0]}" for name in names[1:])]:
+        grid.add_column(name, justify="right", no_wrap=True)
+    for average in comparison.averages:
+        means = [say.measured(group.mean(average, metric)) for group in comparison.groups]
+        changes = [comparison.change(group, average, metric) for group in comparison.groups[1:]]
+        grid.add_row(average, *means, *(say.interval(c) if c else "–" for c in changes))
+    return grid
+
+
+def _one_below(comparison: Comparison, metric: str, names: Sequence[str]) -> Grid:
+    """A line for every group, where there are more than fit side by side."""
+    grid = _grid(title=f"{metric} {say.arrow(comparison.metrics[metric])}")
+    for title in ("weights", "runs", "measured", f"− {names[0]}"):
+        grid.add_column(title, justify="left" if title in ("weights", "runs") else "right", no_wrap=True)
+    for average in comparison.averages:
+        for name, group in zip(names, comparison.groups, strict=True):
+            change = comparison.change(group, average, metric) if name != names[0] else None
+            grid.add_row(
+                average if name == names[0] else "",
+                name,
+                say.measured(group.mean(average, metric)),
+                "" if name == names[0] else say.interval(change) if change else "–",
+            )
+    return grid
 
 
 def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
@@ -192,7 +215,10 @@ def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
             ),
         ]
         weights = [] if narrow else [row.average]
-        grid.add_row(row.spec.label, *weights, *values, *(numbers_said if said else []))
+        label = Text(row.spec.label)
+        if narrow and row.average != RAW:
+            label.append(f"\n{row.average}", style="dim")
+        grid.add_row(label, *weights, *values, *(numbers_said if said else []))
     return grid
 
 
@@ -249,7 +275,7 @@ def _said(table: spec.Table) -> Grid:
     """What article and literature say, without measurements."""
     grid = _grid(title=f"{table.title}, §{table.section}: as reported and as published")
     grid.add_column("row", no_wrap=True)
-    metrics = [m for m in table.metrics if any(m in row.reported for row in table.rows.values())]
+    metrics = [m for m in table.metrics if table.says(m)]
     for metric in metrics:
         label = f"{table.metrics[metric].label} {say.arrow(table.metrics[metric].better)}"
         grid.add_column(f"{label} article", justify="right")
@@ -276,7 +302,7 @@ def _said(table: spec.Table) -> Grid:
 
 def _says_numbers(table: spec.Table) -> bool:
     """Does anybody report or publish a number for its rows?"""
-    return any(row.reported or row.published for row in table.rows.values())
+    return any(map(table.says, table.metrics))
 
 
 def _grid(title: str | None = None) -> Grid:

@@ -268,7 +268,6 @@ class Training:
                 f"{self.directory.checkpoints}: the checkpoint of step {self.step} is not this run's, or of another "
                 f"version ({type(error).__name__}: {' '.join(str(error).split())[:200]}); rerun=true begins anew"
             ) from error
-        self.progress.say(f"{self.directory.path}: goes on from step {self.step}")
 
     def _checkpoint(self) -> None:
         # Written beside the training that goes on; the history up to this step is on the disk before it.
@@ -317,6 +316,8 @@ class Training:
         self.history = History(self.directory.history, self.step) if first else NoHistory()
         self.history.measured = self.group.from_first(self.history.measured)
         self.tracker = tracker(self.config, self.directory, self.progress.say) if first else NoTracker()
+        if 0 < self.step < self.config.steps:
+            self.progress.say(f"{self.directory.path}: goes on from step {self.step}")
         self.progress.start(self.step)
 
     def train(self, until: int) -> str | None:

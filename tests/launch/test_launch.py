@@ -59,6 +59,56 @@ def test_a_diverging_job_takes_no_other_down(tmp_path: Path, capsys: pytest.Capt
     assert "diverged" in capsys.readouterr().out
 
 
+def test_a_sweep_over_tasks_names_the_metric_of_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    words = ["-m", "task=quadratic,classification", "scale=smoke", f"results_dir={tmp_path}", "device=cpu"]
+    assert main(words) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    for task, metric in (("quadratic", "excess_loss"), ("classification", "top1")):
+        assert any(f"task={task}" in line and metric in line for line in lines)
+
+
+def test_a_table_whose_runs_fail_says_so_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emabench.training.run import Training
+
+    def train(self: Training, until: int) -> str | None:
+        raise RuntimeError("something broke")
+
+    words = [
+        "table",
+        "td3_target",
+        "scale=smoke",
+        "seeds=1",
+        "jobs=1",
+        f"results_dir={tmp_path}",
+        "device=cpu",
+    ]
+    monkeypatch.setattr(Training, "train", train)
+    assert main(words) == FAILED
+    assert "runs failed" in capsys.readouterr().err
+    assert main([*words[:-3], *words[-2:], "--collect"]) == DONE  # which only says what is there
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("ema.decay=0.5", "takes away ema_"),
+        ("sedes=3", "did you mean 'seeds'"),
+        ("jbs=3", "did you mean 'jobs'"),
+    ],
+)
+def test_words_that_a_table_cannot_take(
+    word: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["table", "ddpm_cifar10", "scale=smoke", f"results_dir={tmp_path}", word]) == MISTAKE
+    assert said in capsys.readouterr().err
+    assert not run_directories(tmp_path)
+
+
 def test_side_by_side_gives_what_in_turn_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(COMMAND, "emabench table some jobs=2")
     in_turn = [smoke(tmp_path / "a", f"seed={seed}") for seed in (0, 1)]

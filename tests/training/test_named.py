@@ -50,6 +50,7 @@ def test_evaluate_measures_the_same_again(trained: Config) -> None:
     ("words", "said"),
     [
         (["export"], "export RUN"),
+        (["export", "RUN"], "of this run raw, ema_0.5, ema_0.9"),
         (["export", "nowhere"], "holds no config.yaml"),
         (["export", "RUN", "average=ema_0.8"], "did you mean"),
         (["export", "RUN", "avrage=raw"], "did you mean 'average'"),
