@@ -68,7 +68,10 @@ def test_averages_are_named_after_their_decay() -> None:
         ("optimizer=adam", "optimizer"),
         ("ema.decay.x=1", "decay"),
         ("~steps", "steps"),
-        ("+averages.late={kind: mean, start: 100000}", "averages.late: start=100000, every=1 leave nothing to average of steps"),
+        (
+            "+averages.late={kind: mean, start: 100000}",
+            "averages.late: start=100000, every=1 leave nothing to average of steps",
+        ),
         ("averages.late={kind: mean}", "write +averages.late="),
         ("ema.warmup.shape=ratio", "write ema.warmup={shape: …}"),
     ],
