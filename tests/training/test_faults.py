@@ -317,7 +317,7 @@ def test_a_results_directory_can_be_moved(
     again = directory.result()
     assert again
     assert again.rows == result.rows
-    assert main(["export", str(directory.path), "device=cpu"]) == DONE
+    assert main(["export", str(directory.path), "average=raw", "device=cpu"]) == DONE
     assert main(["compare", str(directory.path)]) == DONE
     assert main(["report", f"results_dir={here}"]) == DONE
     assert "1 runs" in capsys.readouterr().out
