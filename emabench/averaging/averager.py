@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from emabench.averaging.mixture import Mixture
 from emabench.averaging.offload import Offload
 from emabench.averaging.profiles import EMA, Profile, from_dict
 from emabench.averaging.swap import Lender
+from emabench.averaging.tensors import Followed
 
 RAW = "raw"
 
@@ -83,10 +84,8 @@ class Averager:
         check_choice("frozen", frozen, ("average", "live"))
         self.model, self.frozen, self.check_finite, self.dtype = model, frozen, check_finite, dtype
         self.updates = 0
-        self._parameters, self._buffers = tensors.followed(model, frozen)
-        averaged = [b for b in self._buffers if buffers == "average" and tensors.averageable(b.tensor)]
-        self.followed = self._parameters + averaged
-        self._tensors = [f.tensor for f in self.followed]
+        self._average_buffers = buffers == "average"
+        self._follow(*tensors.followed(model, frozen))
         self._sharded = any(map(tensors.is_sharded, self._tensors))
         self._layers = [f.name.rpartition(".")[0] for f in self.followed]
         self._offload = Offload(self._live()) if offload else None
@@ -101,11 +100,35 @@ class Averager:
         for name, average in self._averages.items():
             if isinstance(average.profile, Mixture):
                 self._check_mixture(average.profile, name)
-        self._lender = Lender(model, self.followed, self._buffers)
         self._plan: Plan | None = None
         self.applied_name: str | None = None
         with torch.no_grad():
             self._run(self._beginning(0), "before the first update")
+
+    def _follow(self, parameters: list[Followed], buffers: list[Followed]) -> None:
+        self._parameters, self._buffers = parameters, buffers
+        averaged = [b for b in buffers if self._average_buffers and tensors.averageable(b.tensor)]
+        self.followed = parameters + averaged
+        self._tensors = [f.tensor for f in self.followed]
+        self._lender = Lender(self.model, self.followed, buffers)
+        self._places = tensors.places(self.model, parameters + buffers)
+
+    def _look_again(self) -> None:
+        """Follow buffers that the model has exchanged, as its `to` does; refuse to lose sight of a parameter."""
+        if tensors.in_place(self._places):
+            return
+        now = dict(tensors.state_of(self.model))
+
+        def found(f: Followed) -> Followed:
+            tensor = now.get(f.name)
+            if tensor is not f.tensor and not (f.is_buffer and isinstance(tensor, Tensor)):
+                raise RuntimeError(
+                    f"{f.name!r} was replaced or taken out since the averager was made, which would go on with what "
+                    "is no longer in the model: make a new averager"
+                )
+            return replace(f, tensor=tensor)
+
+        self._follow([found(f) for f in self._parameters], [found(f) for f in self._buffers])
 
     def _add(self, name: str, profile: Profile, compensated: bool) -> None:
         if name == RAW:
@@ -165,6 +188,7 @@ class Averager:
         next call); RuntimeError while an average is applied.
         """
         self._refuse_while_applied("update")
+        self._look_again()
         self._wait()
         t = self.updates + 1
         before = [(a.acts, a.log_kept) for a in self._averages.values()]
@@ -251,6 +275,12 @@ class Averager:
                 f"cannot {what} while average {self.applied_name!r} is applied: leave its block first"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle, which copy the model along: all but addresses of memory."""
+        self._refuse_while_applied("copy the averager")
+        self._wait()
+        return {**self.__dict__, "_plan": None}
+
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call `update` after each step that `optimizer` really makes; `.remove()` on the result detaches.
 
@@ -274,6 +304,7 @@ class Averager:
         `update`, a second `applied` and any optimiser step on the model's parameters raise RuntimeError.
         """
         self._refuse_while_applied("apply another average")
+        self._look_again()
         values = self._values(name)
         self.applied_name = str(name)
         try:
@@ -289,6 +320,7 @@ class Averager:
         DTensors stay DTensors. With tied weights every name is there.
         """
         self._refuse_while_applied("export")
+        self._look_again()
         values = self._values(name)
         averaged = {id(f.tensor): v for f, v in zip(self.followed, values or (), strict=values is not None)}
         exported: dict[str, Any] = {}

@@ -32,6 +32,11 @@ class Lookahead(torch.optim.Optimizer):
         self.steps = 0
         self._slow = [self._copy(p) for p in self._fast()]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle; the base class leaves out what it does not know."""
+        own = {key: self.__dict__[key] for key in ("optimizer", "k", "alpha", "steps", "_slow")}
+        return {**super().__getstate__(), **own}
+
     @staticmethod
     def _copy(p: Tensor) -> Tensor:
         return p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)

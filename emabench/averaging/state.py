@@ -46,8 +46,10 @@ def save(updates: int, followed: Sequence[Followed], averages: Mapping[str, Aver
 
 def load(saved: Mapping[str, Any], followed: Sequence[Followed], averages: Mapping[str, Average]) -> int:
     """Copy `saved` into `averages`; the number of updates. ValueError, nothing changed, for what does not fit."""
-    if saved.get("format") != FORMAT:
-        raise ValueError(f"not a state of an Averager: format={saved.get('format')!r}, expected {FORMAT}")
+    if not isinstance(saved, Mapping) or not {"format", "updates", "averages"} <= set(saved):
+        raise ValueError("not a state of an Averager: give what its state_dict returned")
+    if saved["format"] != FORMAT:
+        raise ValueError(f"a state of another format of Averager: {saved['format']!r}, expected {FORMAT}")
     given, updates = saved["averages"], int(saved["updates"])
     if set(given) != set(averages):
         raise ValueError(f"the state holds averages {sorted(given)}, this averager {sorted(averages)}")

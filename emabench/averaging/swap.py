@@ -23,12 +23,12 @@ class Lender:
         self._copied = [i for i, f in enumerate(followed) if not f.is_buffer and is_sharded(f.tensor)]
         self._tensors = [f.tensor for f in followed]
         self._names = [f.name for f in followed]
-        self._averaged = {id(f.tensor): i for i, f in enumerate(followed) if f.is_buffer}
-        self._buffers = [b.tensor for b in buffers]
-        self._ours = {id(f.tensor) for f in (*followed, *buffers)}
+        averaged = {id(f.tensor): i for i, f in enumerate(followed) if f.is_buffer}
+        self._buffers = [(b.tensor, averaged.get(id(b.tensor))) for b in buffers]
 
     def _refuse(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if any(id(p) in self._ours for group in optimizer.param_groups for p in group["params"]):
+        ours = set(map(id, self._tensors))
+        if any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
             raise RuntimeError(
                 "an optimiser step while an average is applied would train the average: leave its block first"
             )
@@ -43,8 +43,7 @@ class Lender:
         RuntimeError; so does leaving the block after a parameter was changed in place.
         """
         pointed, own, versions = [], [], []
-        for buffer in self._buffers:
-            i = self._averaged.get(id(buffer))
+        for buffer, i in self._buffers:
             source = buffer.detach() if values is None or i is None else values[i]
             pointed.append((buffer, source.to(buffer.device, buffer.dtype, copy=True)))
         if values is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from emabench.averaging.averager import Averager
 from emabench.averaging.profiles import Profile
-from emabench.averaging.tensors import followed, is_sharded, local
+from emabench.averaging.tensors import followed, in_place, is_sharded, local, places
 
 _NAME = "target"
 
@@ -44,8 +44,7 @@ class TargetNetwork:
             model, {_NAME: profile}, buffers=policy, dtype=dtype, check_finite=check_finite
         )
         self.module = copy.deepcopy(model).requires_grad_(False)
-        parameters, held = followed(self.module, "average")
-        self._tensors: dict[str, Tensor] = {f.name: f.tensor for f in parameters + held}
+        self._find()
         self._sync()
         self._share()
 
@@ -58,6 +57,11 @@ class TargetNetwork:
         self.averager.update()
         self._sync()
 
+    def _find(self) -> None:
+        parameters, held = followed(self.module, "average")
+        self._tensors: dict[str, Tensor] = {f.name: f.tensor for f in parameters + held}
+        self._places = places(self.module, parameters + held)
+
     def _share(self) -> None:
         """Let the copy's parameters lie in the average's own memory where the type allows: nothing to copy then."""
         [average] = self.averager.profiles.values()
@@ -68,6 +72,8 @@ class TargetNetwork:
 
     @torch.no_grad()
     def _sync(self) -> None:
+        if not in_place(self._places):  # the copy was converted, and has other buffers now
+            self._find()
         for f, value in self.averager.state_of(_NAME):
             own = local(self._tensors[f.name])
             if not (f.is_buffer and self.own_buffers) and own.data_ptr() != value.data_ptr():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,32 @@ def followed(model: nn.Module, frozen: str) -> tuple[list[Followed], list[Follow
         elif averageable(value) and (value.requires_grad or frozen == "average"):
             parameters.append(Followed(name, value, False))
     return parameters, buffers
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module keeps something under a name: a followed tensor, or a module that holds one."""
+
+    held: Mapping[str, object]
+    key: str
+    content: object
+
+
+def places(model: nn.Module, followed: Sequence[Followed]) -> list[Place]:
+    """All places that lead from the model to the followed tensors; none for shards, which FSDP2 exchanges itself."""
+    ours = {id(f.tensor) for f in followed if not is_sharded(f.tensor)}
+    found: list[Place] = []
+    for module in model.modules():
+        inside = [m for m in module.children() if any(id(t) in ours for t in (*m.parameters(), *m.buffers()))]
+        wanted = ours | {id(m) for m in inside}
+        for held in (module._parameters, module._buffers, module._modules):
+            found += [Place(held, key, content) for key, content in held.items() if id(content) in wanted]
+    return found
+
+
+def in_place(found: Sequence[Place]) -> bool:
+    """Whether everything is still where it was found."""
+    return all(place.held.get(place.key) is place.content for place in found)
 
 
 def averageable(tensor: Tensor) -> bool:

@@ -205,7 +205,8 @@ def test_loading_is_strict_and_changes_nothing_when_it_refuses(model):
         assert_same(averager.state_dict(), good)
 
     weights = lambda s: s["averages"]["ema"]["weights"][0]  # noqa: E731
-    refuses(lambda s: s.update(format=7), "format=7")
+    refuses(lambda s: s.update(format=7), "another format of Averager: 7")
+    refuses(lambda s: s.pop("averages"), "not a state of an Averager")
     refuses(lambda s: s["averages"].update(other={}), r"holds averages \['ema', 'other'\]")
     refuses(lambda s: s["averages"]["ema"].update(profile={"kind": "ema", "decay": 0.6}), "'decay': 0.6")
     refuses(lambda s: weights(s).pop("norm.bias"), "lacks tensor 'norm.bias'")

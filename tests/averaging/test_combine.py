@@ -161,6 +161,16 @@ def test_lookahead_works_with_schedulers_averages_and_resume(model):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def test_a_deep_copy_of_lookahead_goes_on_by_itself():
+    p, optimizer = quadratic(lambda ps: Lookahead(torch.optim.SGD(ps, lr=0.1, momentum=0.9), k=2, alpha=0.25))
+    descend(p, optimizer, 3)
+    q, other = copy.deepcopy((p, optimizer))
+    descend(q, other, 3)
+    assert not torch.equal(p, q)
+    descend(p, optimizer, 3)
+    assert torch.equal(p, q)
+
+
 def test_lookahead_mistakes_are_named():
     p = nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="k=0"):

@@ -77,6 +77,31 @@ def test_low_precision_models_keep_a_float32_average():
     assert moved.mean() == pytest.approx(1 - 0.9999**2000, abs=0.01)
 
 
+def test_a_copy_that_is_converted_keeps_following(model):
+    target = TargetNetwork(model, EMA(decay=0.5))
+    for part in (model, target.module):
+        part.bfloat16()  # gives it other buffers
+    walk(model, 0)
+    target.update()
+    for name, value in target.averager.export("target").items():
+        assert torch.equal(target.module.state_dict()[name], value), name
+
+
+def test_a_deep_copy_goes_on_by_itself(model):
+    target = TargetNetwork(model, EMA(decay=0.5))
+    other = copy.deepcopy(target)
+    walk(model, 0)
+    target.update()
+    before = copy.deepcopy(target.module.state_dict())
+    walk(other.averager.model, 0)
+    other.update()
+    assert all(torch.equal(value, before[name]) for name, value in other.module.state_dict().items())
+    walk(other.averager.model, 1)
+    other.update()
+    assert all(torch.equal(value, before[name]) for name, value in target.module.state_dict().items())
+    assert not torch.equal(other.module.first.weight, target.module.first.weight)
+
+
 def test_wrong_buffers_are_named(model):
     with pytest.raises(ValueError, match="buffers='recompute'"):
         TargetNetwork(model, EMA(decay=0.9), buffers="recompute")

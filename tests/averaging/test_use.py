@@ -1,5 +1,7 @@
 """Averages inside real training: compiled modules, optimisers, accumulation, AMP, offload, memory, speed of the swap."""
 
+import copy
+import pickle
 import time
 
 import pytest
@@ -8,7 +10,7 @@ from torch import nn
 
 from emabench.averaging import EMA, Averager, Mean, recalibrate
 
-from .support import walk
+from .support import History, walk
 
 
 def net():
@@ -105,7 +107,6 @@ def test_evaluation_before_the_first_update_uses_the_trained_weights(model):
 
 def test_a_model_that_moves_afterwards_is_refused(model):
     averager = Averager(model, {"ema": EMA(decay=0.5)})
-    model.norm = nn.BatchNorm1d(4)
     model.first.weight.data = torch.zeros(5, 5)
     with pytest.raises(ValueError, match=r"'first.weight' is \(5, 5\) on cpu, its average \(4, 4\)"):
         averager.update()
@@ -114,13 +115,53 @@ def test_a_model_that_moves_afterwards_is_refused(model):
 
 def test_changing_type_between_updates_is_followed(model):
     averager = Averager(model, {"ema": EMA(decay=0.5)})
-    model.bfloat16()
+    history = History(model)
+    for number, convert in enumerate((model.bfloat16, model.float)):
+        convert()  # parameters get other memory, buffers become other objects
+        walk(model, number)
+        history.record()
+        averager.update()
+    assert averager.state_dict()["averages"]["ema"]["weights"][0]["first.weight"].dtype == torch.float32
+    wanted = history.average(averager.weights("ema"))
+    with averager.applied("ema"):
+        for name, value in model.state_dict().items():
+            assert torch.allclose(value.double(), wanted[name].double(), rtol=1e-6), name
+
+
+@pytest.mark.parametrize("use", ["update", "applied", "export"])
+def test_a_parameter_that_is_replaced_is_not_lost_sight_of(model, use):
+    averager = Averager(model, {"ema": EMA(decay=0.5)})
+    model.norm = nn.BatchNorm1d(4)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"'norm.weight' was replaced"):
+            if use == "applied":
+                with averager.applied("ema"):
+                    pass
+            else:
+                getattr(averager, use)(*["ema"] * (use == "export"))
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copy_goes_on_by_itself(model, copied, offload):
+    averager = Averager(model, {"ema": EMA(decay=0.9), "swa": Mean()}, offload=offload)
     walk(model, 0)
     averager.update()
-    assert averager.state_dict()["averages"]["ema"]["weights"][0]["first.weight"].dtype == torch.float32
-    model.float()
+    other, before = copied(averager), averager.export("ema")
+    walk(other.model, 1)
+    other.update()
+    assert all(torch.equal(value, before[key]) for key, value in averager.export("ema").items())
     walk(model, 1)
     averager.update()
+    for name in averager.names:
+        with averager.applied(name), other.applied(name):
+            for ours, theirs in zip(
+                model.state_dict().values(), other.model.state_dict().values(), strict=True
+            ):
+                assert torch.equal(ours, theirs)
+    optimizer = torch.optim.SGD(other.model.parameters(), 0.1)
+    with pytest.raises(RuntimeError, match="would train the average"), other.applied("ema"):
+        optimizer.step()
 
 
 def test_offloaded_averages_are_the_same(model):
