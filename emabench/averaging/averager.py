@@ -111,11 +111,11 @@ class Averager:
         self.followed = parameters + averaged
         self._tensors = [f.tensor for f in self.followed]
         self._lender = Lender(self.model, self.followed, buffers)
-        self._places = tensors.places(self.model, parameters + buffers)
+        self._places = tensors.Places(self.model, parameters + buffers)
 
     def _look_again(self) -> None:
         """Follow buffers that the model has exchanged, as its `to` does; refuse to lose sight of a parameter."""
-        if tensors.in_place(self._places):
+        if self._places.unchanged():
             return
         now = dict(tensors.state_of(self.model))
 

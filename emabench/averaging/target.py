@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from emabench.averaging.averager import Averager
 from emabench.averaging.profiles import Profile
-from emabench.averaging.tensors import followed, in_place, is_sharded, local, places
+from emabench.averaging.tensors import Places, followed, is_sharded, local
 
 _NAME = "target"
 
@@ -60,7 +60,7 @@ class TargetNetwork:
     def _find(self) -> None:
         parameters, held = followed(self.module, "average")
         self._tensors: dict[str, Tensor] = {f.name: f.tensor for f in parameters + held}
-        self._places = places(self.module, parameters + held)
+        self._places = Places(self.module, parameters + held)
 
     def _share(self) -> None:
         """Let the copy's parameters lie in the average's own memory where the type allows: nothing to copy then."""
@@ -72,7 +72,7 @@ class TargetNetwork:
 
     @torch.no_grad()
     def _sync(self) -> None:
-        if not in_place(self._places):  # the copy was converted, and has other buffers now
+        if not self._places.unchanged():  # the copy was converted, and has other buffers now
             self._find()
         for f, value in self.averager.state_of(_NAME):
             own = local(self._tensors[f.name])

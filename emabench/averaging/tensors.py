@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,30 +61,29 @@ def followed(model: nn.Module, frozen: str) -> tuple[list[Followed], list[Follow
     return parameters, buffers
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a module keeps something under a name: a followed tensor, or a module that holds one."""
+class Places:
+    """All places that lead from a model to what is followed; none for shards, which FSDP2 exchanges itself."""
 
-    held: Mapping[str, object]
-    key: str
-    content: object
+    def __init__(self, model: nn.Module, followed: Sequence[Followed]) -> None:
+        ours = {id(f.tensor) for f in followed if not is_sharded(f.tensor)}
+        self._held: list[dict[str, Any]] = []
+        self._keys: list[str] = []
+        self._contents: list[Tensor | nn.Module] = []
+        for module in model.modules():
+            inside = (
+                m for m in module.children() if any(id(t) in ours for t in (*m.parameters(), *m.buffers()))
+            )
+            wanted = ours | {id(m) for m in inside}
+            for held in (module._parameters, module._buffers, module._modules):
+                for key, content in held.items():
+                    if content is not None and id(content) in wanted:
+                        self._held.append(held)
+                        self._keys.append(key)
+                        self._contents.append(content)
 
-
-def places(model: nn.Module, followed: Sequence[Followed]) -> list[Place]:
-    """All places that lead from the model to the followed tensors; none for shards, which FSDP2 exchanges itself."""
-    ours = {id(f.tensor) for f in followed if not is_sharded(f.tensor)}
-    found: list[Place] = []
-    for module in model.modules():
-        inside = [m for m in module.children() if any(id(t) in ours for t in (*m.parameters(), *m.buffers()))]
-        wanted = ours | {id(m) for m in inside}
-        for held in (module._parameters, module._buffers, module._modules):
-            found += [Place(held, key, content) for key, content in held.items() if id(content) in wanted]
-    return found
-
-
-def in_place(found: Sequence[Place]) -> bool:
-    """Whether everything is still where it was found."""
-    return all(place.held.get(place.key) is place.content for place in found)
+    def unchanged(self) -> bool:
+        """Whether everything is still where it was found. Asked at every update, hence in one pass without Python."""
+        return all(map(operator.is_, map(dict.get, self._held, self._keys), self._contents))
 
 
 def averageable(tensor: Tensor) -> bool:
