@@ -247,6 +247,12 @@ def _steps(claim: spec.StepsToTarget, values: Values, table: spec.Table) -> Test
     for seed in seeds:
         reached = [_first(values.tracks[row][seed], target, values.higher) for row in (claim.row, claim.over)]
         missed += None in reached
+        for row, step in zip((claim.row, claim.over), reached, strict=True):
+            if step == values.tracks[row][seed][0][0]:
+                raise Unfit(
+                    f"{table.rows[row].label} is past the target of {target:.4g} when first measured (seed {seed}): "
+                    "when it got there is not known"
+                )
         # Never reached counts as reached at the last measurement: that makes a difference smaller, never larger.
         last = max(values.tracks[claim.row][seed][-1][0], values.tracks[claim.over][seed][-1][0])
         mine, other = (last if step is None else step for step in reached)

@@ -296,6 +296,9 @@ class Training:
             else:
                 rows = self._measure(artifacts=True)
                 self._record(rows)
+                main = next(iter(self.task.metrics))
+                if why := rows[0].reasons.get(main):  # finite losses, but weights that are worth no number
+                    diverged = f"{main} of the {rows[0].average} weights {why}"
             self.checkpoints.join()  # a result counts on the state that it was measured from
             status: Status = "diverged" if diverged else "finished"
             found = self._result(status, diverged, rows) if self.group.first else None

@@ -160,7 +160,7 @@ def test_a_table_that_was_not_run_shows_what_is_reported() -> None:
     page = check_self_contained(
         html.page([judge(spec.load("imagenet_resnet50"), "small", {"annealed": {0: None}})])
     )
-    assert "Not run yet" in page.text and "76.83–76.97" in page.text
+    assert "Not run yet" in page.text and "76.83" in page.text
     assert "measured" not in page.text.partition("How to read")[0]
 
 

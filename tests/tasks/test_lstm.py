@@ -271,6 +271,10 @@ def test_an_unclipped_run_that_explodes_is_diverged(tmp_path: Path) -> None:
     result = run(configuration([*words, "optimizer.lr=1e38", "clip.max_norm=null"]))
     assert result.status == "diverged"
     assert run(configuration(words)).status == "finished"
+    # A loss that stays finite, in weights that no perplexity is measured with.
+    lost = run(configuration([*words, "optimizer.lr=1e30", "clip.max_norm=null"]))
+    assert lost.status == "diverged"
+    assert lost.reason is not None and lost.reason.startswith("perplexity of the raw weights")
 
 
 def test_too_little_text(tmp_path: Path) -> None:
