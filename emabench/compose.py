@@ -34,7 +34,8 @@ def configuration(overrides: Sequence[str]) -> Config:
         if override.is_sweep_override():
             raise UserError(
                 f"{override.input_line}: several values are a sweep: add -m (emabench -m …); "
-                "a list of decays on one trajectory is written ema.decay=[0.9,0.99]"
+                "a list of decays on one trajectory is written ema.decay=[0.9,0.99], one value with a comma in it "
+                f"'{override.key_or_group}=\"…,…\"'"
             )
     return bind(composed(parsed))
 

@@ -143,7 +143,7 @@ class Config(Section):
     snapshots: SnapshotsConfig
     evaluate: EvaluateConfig
     precision: Literal["fp32", "bf16", "fp16"]  # autocast of the forward passes; weights stay fp32
-    compile: bool  # torch.compile the averaged module's forward
+    compile: bool  # torch.compile for forward and backward passes
     channels_last: bool = False  # memory layout of convolutions' weights, and so of what they compute
 
     results_dir: Annotated[str, Field(min_length=1)]

@@ -45,6 +45,12 @@ DATASETS: dict[str, Dataset] = {
         "train",
         "image-net.org gives ILSVRC2012 to those registered; unpack it as data_dir/imagenet/{train,val}/CLASS/*.JPEG",
     ),
+    "ptb": Dataset(
+        ("ptb",),
+        "ptb.train.txt",
+        "the Penn Treebank as Mikolov prepared it, a text: put ptb.{train,valid,test}.txt, of data/ in "
+        "https://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz, in data_dir/ptb",
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from emabench.data import catalog
 from emabench.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -58,6 +59,8 @@ def open_corpus(name: str, data_dir: Path, key: str = "task.corpus") -> Corpus:
             return _file_corpus(path, f"{key}={name}")
         if path.is_dir():
             return _folder_corpus(path, f"{key}={name}")
+    if name in catalog.DATASETS:
+        raise UserError(f"{key}={name}: not found in {data_dir / name}\n{catalog.DATASETS[name].how_to_get}")
     raise UserError(
         f"{key}={name}: there is no such file or folder, in {data_dir} or from here; give one, or topics, "
         "python (what every Python carries) or hub:<data set>"

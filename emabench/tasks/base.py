@@ -7,7 +7,7 @@ and one YAML of the same name in `conf/task/`. It is found by that name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -107,6 +107,10 @@ class Task(ABC):
     @abstractmethod
     def averaged(self) -> nn.Module:
         """The module that the averages follow; its weights are the ones `evaluate` uses."""
+
+    def compiled(self) -> Sequence[nn.Module]:
+        """The modules whose forward passes `compile=true` compiles."""
+        return [self.averaged()]
 
     @abstractmethod
     def train_step(self, step: int) -> Mapping[str, Tensor | float]:

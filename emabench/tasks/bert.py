@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ from emabench.errors import UserError
 from emabench.seeding import generator
 from emabench.tasks import base
 from emabench.tasks.base import Direction
+
+COUNTED = 1 << 24  # tokens of a text that are counted at a time: BERT's is larger than memory
 
 # By GLUE task: the columns of its one or two sentences, and the split that accuracy is measured on.
 GLUE = {
@@ -348,7 +351,9 @@ class Task(base.Task):
 
     def references(self) -> Mapping[str, float]:
         """Perplexity of token frequencies alone, accuracy of always the same answer, and what the trace shows."""
-        counts = torch.bincount(torch.from_numpy(self.text.train.astype("int64")), minlength=self.text.size)
+        text, size = self.text.train, self.text.size
+        pieces = (text[at : at + COUNTED] for at in range(0, len(text), COUNTED))
+        counts = torch.from_numpy(sum(np.bincount(piece, minlength=size) for piece in pieces))
         log_share = ((counts + 1.0) / (counts + 1.0).sum()).double().log()
         tokens = torch.cat([batch.tokens.flatten().cpu() for batch in self.validation])
         labels = self.labelled[1].labels

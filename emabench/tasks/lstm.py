@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -219,6 +219,9 @@ class Task(base.Task):
     def averaged(self) -> nn.Module:
         return self.mean
 
+    def compiled(self) -> Sequence[nn.Module]:
+        return [self.model, *([self.mean] if self.options.nt_asgd else [])]
+
     def train_step(self, step: int) -> Mapping[str, Tensor | float]:
         options = self.options
         start, length = self.chunks.at(step)
@@ -231,7 +234,8 @@ class Task(base.Task):
             loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
             penalty = options.activation * dropped.float().square().mean()
             penalty = penalty + options.slowness * (raw[:, 1:] - raw[:, :-1]).float().square().mean()
-        # A short chunk counts for less. AWD-LSTM scales the rate instead: the same where nothing is clipped.
+        # A short chunk counts for less. AWD-LSTM scales the rate instead: the same where nothing is clipped; where the
+        # norm is, a short chunk's step is as long as another's here.
         norm = self.optimizer.step((loss + penalty) * (length / options.bptt), step)
         if options.nt_asgd:
             self._follow(step + 1)

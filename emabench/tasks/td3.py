@@ -10,7 +10,7 @@ environment itself, and all noise is in these units.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -196,6 +196,9 @@ class Task(base.Task):
 
     def averaged(self) -> nn.Module:
         return self.agent
+
+    def compiled(self) -> Sequence[nn.Module]:
+        return [self.agent.actor, self.agent.critics]
 
     # -- training -----------------------------------------------------------------------------------------------
 

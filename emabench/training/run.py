@@ -221,7 +221,8 @@ class Training:
         self.task = build_task(config, self.device, self.progress, self.group, self.optimizers)
         self.model = self.task.averaged()
         if config.compile:
-            self.model.compile()  # in place: names of parameters stay as they are
+            for module in self.task.compiled():
+                module.compile()  # in place: names of parameters stay as they are
         sizes = {"steps": config.steps, "batch_size": config.batch_size}
         profiles = {name: profile.bound(**sizes) for name, profile in config.profiles().items()}
         self.averager = Averager(
