@@ -25,6 +25,7 @@ def main(words: Sequence[str]) -> int:
                 f"{directory.path}: training stopped at step {training.step} of {config.steps}; "
                 "the command that began it goes on from there"
             )
+        directory.forget_rows()
         result = training.result()
         directory.write_result(result)
     terminal.show_run(result)

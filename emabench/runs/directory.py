@@ -14,7 +14,7 @@ import yaml
 from emabench.config import Config, identity, said
 from emabench.errors import UserError
 from emabench.runs.files import read_yaml, remove_leftovers, write_text
-from emabench.runs.result import Result, read_result, to_json
+from emabench.runs.result import Result, Row, read_result, read_row, row_to_json, to_json
 
 
 class Held(UserError):
@@ -33,6 +33,7 @@ class RunDirectory:
         self.artifacts = path / "artifacts"
         self.snapshots = path / "snapshots"
         self.exported = path / "export"
+        self.measuring = path / "measuring"  # rows of a measurement that is under way
         self.error = path / "error.txt"
 
     def prepare(self, config: Config) -> None:
@@ -110,6 +111,7 @@ class RunDirectory:
             self.snapshots,
             self.artifacts,
             self.exported,
+            self.measuring,
             self.history,
             self.result_file,
         )
@@ -128,6 +130,19 @@ class RunDirectory:
             raise
         finally:
             shutil.rmtree(before)
+
+    def keep_row(self, step: int, row: Row) -> None:
+        """Keep what was measured of one set of weights, for a measurement that is stopped before its last."""
+        self.measuring.mkdir(exist_ok=True)
+        write_text(self.measuring / f"{step}-{row.average}.json", row_to_json(row))
+
+    def kept_rows(self, step: int) -> dict[str, Row]:
+        """The rows kept of this step by average; what cannot be read is measured again."""
+        found = [read_row(file) for file in sorted(self.measuring.glob(f"{step}-*.json"))]
+        return {row.average: row for row in found if row}
+
+    def forget_rows(self) -> None:
+        shutil.rmtree(self.measuring, ignore_errors=True)
 
     def write_result(self, result: Result) -> None:
         write_text(self.result_file, to_json(result))

@@ -91,4 +91,18 @@ def read_result(path: Path) -> Result:
         raise DamagedResult(f"{path}: not a result file ({where}: {first['msg']})") from error
 
 
+def row_to_json(row: Row) -> str:
+    """The text of one row by itself, strict JSON."""
+    return json.dumps(asdict(row), allow_nan=False) + "\n"
+
+
+def read_row(path: Path) -> Row | None:
+    """One row by itself; None where the file holds none."""
+    try:
+        return _ROW.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 _RESULT = TypeAdapter(Result)
+_ROW = TypeAdapter(Row)

@@ -38,6 +38,7 @@ from emabench.training.progress import Progress
 from emabench.training.schedule import factor
 
 ALONE = Group()
+LONG = 10.0  # seconds; what took longer to measure is kept, should the measurement be stopped before its end
 
 
 def run(config: Config) -> Result:
@@ -230,6 +231,7 @@ class Training:
         )
         self.recalibrates = config.ema.buffers == "recompute" and has_batchnorm(self.model)
         self.step = 0  # optimiser steps done
+        self.resumed = 0  # those that were done when this process took the run up
         self.sums: dict[str, Tensor | float] = {}  # of the scalars since the last history line
         self.summed = 0
         self.seconds = {"train_s": 0.0, "averaging_s": 0.0, "evaluate_s": 0.0}
@@ -260,6 +262,7 @@ class Training:
         if not found:
             return
         self.step, state = found
+        self.resumed = self.step
         try:
             self.task.load_state_dict(self.group.parted(state["task"], own=self.task.state_dict()))
             self.averager.load_state_dict(state["averager"])
@@ -435,16 +438,21 @@ class Training:
         and where each has batch-norm statistics of its own the first one's are what is measured.
         """
         group, profiles = self.group, self._profiles()
+        # Kept of a measurement that was stopped, and of this very state: no step was made since.
+        kept = self.directory.kept_rows(self.step) if group.first and self.step == self.resumed else {}
+        kept = group.from_first({name: row for name, row in kept.items() if name in profiles})
+        lacking = [name for name in profiles if name not in kept]
         dealt = not group.sharded
-        mine = [*profiles][group.rank :: group.world] if dealt else [*profiles]
+        mine = lacking[group.rank :: group.world] if dealt else lacking
         if not group.alike(self.model):
-            mine = [*profiles] if group.first else []
+            mine = lacking if group.first else []
         rows: dict[str, Row] = {}
         began = time.perf_counter()
         for name in mine:
             if bool(self.stop) if dealt else group.agree(bool(self.stop))[0]:
                 break
             self.progress.phase(f"step {self.step}/{self.config.steps}  measuring {name}")
+            here = time.perf_counter()
             with self.in_place(name):
                 rows[name] = measured(name, profiles[name], self.task.evaluate())
                 if artifacts and (dealt or group.first):
@@ -455,11 +463,16 @@ class Training:
                         folder = self.directory.exported / name
                         folder.mkdir(parents=True, exist_ok=True)
                         self.task.export(folder)
+            if time.perf_counter() - here > LONG and (dealt or group.first):
+                self.directory.keep_row(self.step, rows[name])
         for found in reversed(group.gathered(rows)):  # of what several have measured, the first one's
             rows |= found
+        rows |= kept
         self.seconds["evaluate_s"] += time.perf_counter() - began
         if len(rows) < len(profiles):
             raise self._interrupted()
+        if group.first:
+            self.directory.forget_rows()
         return [rows[name] for name in profiles]
 
     @contextmanager

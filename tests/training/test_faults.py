@@ -260,6 +260,36 @@ def test_a_failed_evaluation_can_be_repeated_alone(
     assert_as_undisturbed(config, undisturbed)
 
 
+def test_a_long_measurement_that_is_broken_off_goes_on_with_what_is_left(
+    undisturbed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emabench.tasks.quadratic import Task
+    from emabench.training import run as trainer
+
+    config = undisturbed.model_copy(update={"results_dir": str(tmp_path)})
+    inner, each = Task.evaluate, 1 + len(config.profiles())
+    calls = 0
+
+    def measuring(self: Task) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3 * each + 2:  # the last measurement, the second set of weights
+            raise OSError(errno.EIO, "Input/output error")
+        return inner(self)
+
+    monkeypatch.setattr(trainer, "LONG", 0.0)
+    monkeypatch.setattr(Task, "evaluate", measuring)
+    with pytest.raises(RunFailed, match="Input/output"):
+        run(config)
+    directory = RunDirectory(config.directory())
+    assert [path.name for path in directory.measuring.iterdir()] == [f"{config.steps}-raw.json"]
+    before = calls
+    run(config)
+    assert calls - before == each - 1
+    assert not directory.measuring.exists()
+    assert_as_undisturbed(config, undisturbed)
+
+
 # -- time and place ---------------------------------------------------------------------------------------------
 
 
