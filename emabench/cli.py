@@ -8,8 +8,11 @@ from __future__ import annotations
 import ast
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError, nearest
@@ -43,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ["emabench", *words]
     )  # what results say they were made by, in workers too
     try:
-        return _dispatch(words)
+        with _stopped_by_signals():
+            return _dispatch(words)
     except UserError as error:
         _say(str(error))
         return MISTAKE
@@ -60,6 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away (`| head`): nothing of ours failed. Keep Python from saying so at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """What asks a job to end is an interruption also where nothing is trained yet, or any more."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -157,3 +158,16 @@ def test_every_verb_tells_its_use(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in cli._verbs():
         assert cli.main([verb, "--help"]) == 0
         assert ("emabench [overrides]" if verb == "train" else f"emabench {verb}") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_is_an_interruption_wherever_it_comes(number: int) -> None:
+    """Not only in the training loop: while torch is imported, between the runs of a sweep, in a report."""
+    program = "import sys, time; from emabench import cli; cli._dispatch = lambda words: time.sleep(60); print(1, flush=True); sys.exit(cli.main([]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as going:
+        assert going.stdout and going.stdout.readline()
+        time.sleep(0.5)  # it says 1 just before it listens
+        going.send_signal(number)
+        assert going.wait(20) == 75

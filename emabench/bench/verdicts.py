@@ -62,6 +62,7 @@ NOTHING = (0.0, 0.0, 0.0, 0.0)
 SMALL = (0.0, -0.03, -0.06, -0.09)
 LARGE = (0.0, -0.3, -0.45, -0.55)
 BENT = (0.0, -0.3, -0.45, -0.2)  # best inside
+BESIDE = (0.0, -0.32, -0.30, -0.10)  # best inside, though not where it is expected
 EDGE = (
     0.0,
     0.0,
@@ -75,6 +76,7 @@ TRUTHS = (
     Truth("large effect, normal", LARGE, normal),
     Truth("large effect, heavy", LARGE, heavy),
     Truth("best inside, normal", BENT, normal),
+    Truth("best beside, normal", BESIDE, normal),
 )
 
 
@@ -178,7 +180,7 @@ def right(truth: Truth) -> dict[tuple[int, str], set[Kind]]:
     inside_best = max(gains[1:3]) > max(gains[0], gains[3])
     end_best = max(gains[0], gains[3]) > max(gains[1:3])
     found[4, "article"] = _kinds(reproduced=inside_best, direction=False, contradicted=end_best)
-    middle = gains[2] > max(gains[0], gains[3])
+    middle = gains[2] > max(gains[0], gains[1], gains[3])
     found[4, "literature"] = _kinds(reproduced=middle, direction=inside_best, contradicted=end_best)
     return found
 

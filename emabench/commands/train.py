@@ -41,8 +41,11 @@ def main(words: Sequence[str]) -> int:
     if result.status == "finished":
         from emabench.commands import report
 
-        page, _, _ = report.write([f"results_dir={config.results_dir}"])
-        print(f"page    {page}")
+        try:
+            page, _, _ = report.write([f"results_dir={config.results_dir}"])
+            print(f"page    {page}")
+        except Exception as error:  # of whatever lies there: this run is finished all the same
+            print(f"page    none: {error}")
     return DONE if result.status == "finished" else FAILED
 
 

@@ -10,10 +10,12 @@ import io
 import json
 import math
 import os
+import random
 import secrets
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
@@ -94,9 +96,19 @@ def hand_back() -> NoReturn:
     what was cancelled stays cancelled.
     """
     job = submitit.JobEnvironment()
-    if job.cluster != "slurm" or _squeue("--format=%T", f"--jobs={job.job_id}") == ["RUNNING"]:
+    if job.cluster != "slurm" or _state(job.job_id) == "RUNNING":
         signal.raise_signal(signal.SIGUSR2)  # submitit's own handler is back in place: it requeues and exits
     raise SystemExit(INTERRUPTED)
+
+
+def _state(job: str) -> str:
+    """What SLURM says of this job; one whose controller does not answer for a minute is running, as it shows."""
+    for wait in (1, 3, 9, 27, 0):
+        try:
+            return next(iter(_squeue("--format=%T", f"--jobs={job}", timeout=15)), "")
+        except UserError:  # busiest when an array's jobs all come to their end
+            time.sleep(wait * (1 + random.random()) / 2)
+    return "RUNNING"
 
 
 @contextmanager
@@ -215,11 +227,11 @@ def queue() -> dict[Submitted, Queued]:
     return found
 
 
-def _squeue(*words: str) -> list[str]:
+def _squeue(*words: str, timeout: float = 120) -> list[str]:
     """The lines that squeue prints, one for each job of an array."""
     try:
         done = subprocess.run(
-            ["squeue", "--noheader", "--array", *words], capture_output=True, text=True, timeout=120
+            ["squeue", "--noheader", "--array", *words], capture_output=True, text=True, timeout=timeout
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"SLURM cannot be asked: squeue: {error}") from error

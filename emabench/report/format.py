@@ -182,7 +182,8 @@ def weight(value: float | None) -> str:
 
 def share_of_run(window: float, steps: int) -> str:
     """A window as a share of the run."""
-    return f"{100 * window / steps:.2g}%"
+    share = 100 * window / steps
+    return f"{share:.0f}%" if share >= 10 else f"{share:.2g}%"
 
 
 def seconds(value: float) -> str:

@@ -127,7 +127,7 @@ class _Section:
 
     def _finding(self, curve: curves.WindowCurve) -> str:
         label = self.table.metrics[curve.metric].label
-        without, best = "the raw weights" if curve.arm else "none", curve.best
+        without, best = curve.without, curve.best
         if best is None:
             return f"No average is ahead of {without} ({label} {say.measured(curve.raw)})."
         if curve.raw_tied:

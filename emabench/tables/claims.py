@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
 
@@ -243,25 +243,42 @@ def _steps(claim: spec.StepsToTarget, values: Values, table: spec.Table) -> Test
     seeds = sorted(set(values.tracks.get(claim.row, {})) & set(values.tracks.get(claim.over, {})))
     if not seeds:
         raise Unfit("the runs were not measured along the way; set evaluate.every")
-    x, missed = [], 0
+    x, missed = [], dict.fromkeys((claim.row, claim.over), 0)
     for seed in seeds:
         reached = [_first(values.tracks[row][seed], target, values.higher) for row in (claim.row, claim.over)]
-        missed += None in reached
+        if reached == [None, None]:
+            raise Unfit(
+                f"seed {seed} reaches the target of {target:.4g} in neither row: train longer, or set it lower"
+            )
         for row, step in zip((claim.row, claim.over), reached, strict=True):
+            missed[row] += step is None
             if step == values.tracks[row][seed][0][0]:
                 raise Unfit(
                     f"{table.rows[row].label} is past the target of {target:.4g} when first measured (seed {seed}): "
                     "when it got there is not known"
                 )
-        # Never reached counts as reached at the last measurement: that makes a difference smaller, never larger.
+        # Never reached counts as reached at the last measurement, which is a bound.
         last = max(values.tracks[claim.row][seed][-1][0], values.tracks[claim.over][seed][-1][0])
         mine, other = (last if step is None else step for step in reached)
         x.append(math.log(mine / other))
     what = f"steps to {target:.4g}, {table.rows[claim.row].label} over {table.rows[claim.over].label}"
-    if missed:
-        what += f" ({missed} of {len(seeds)} seeds never reached it)"
+    if all(missed.values()):
+        raise Unfit(
+            "some seeds reach the target in the one row alone, some in the other: train longer, or set it lower"
+        )
+    if never := sum(missed.values()):
+        what += f" ({never} of {len(seeds)} seeds never reached it)"
     effect = Effect(what, x, relative=True)
-    return _within(claim, x, effect, claim.expectations(table), claim.tolerance, directed=True)
+    test = _within(claim, x, effect, claim.expectations(table), claim.tolerance, directed=True)
+    if not never:
+        return test
+    # The row is later than it seems, or the other is: only what is shown on that side is shown.
+    sure = set(map(id, test.sides[0 if missed[claim.row] else 1]))
+    outcomes = {
+        who: [outcome for outcome in found if all(id(statement) in sure for statement in outcome.shown)]
+        for who, found in test.outcomes.items()
+    }
+    return replace(test, outcomes=outcomes)
 
 
 def _order(claim: spec.Order, values: Values, table: spec.Table) -> Test:
@@ -338,7 +355,8 @@ def _optimum(claim: spec.Optimum, values: Values, table: spec.Table) -> Test:
                 contradicted,
             ]
             continue
-        here = AnyOf([peak[row] for row in expected])
+        others = [row for row in rows if row not in expected]
+        here = AnyOf([AllOf([better(row, other) for other in others]) for row in expected])
         elsewhere = [row for row in inside if row not in expected]
         beaten = (
             AnyOf([AllOf([better(other, row) for row in expected]) for other in elsewhere])

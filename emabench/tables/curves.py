@@ -9,7 +9,7 @@ from statistics import fmean
 from emabench.runs.result import RAW
 from emabench.tables.gather import Run
 from emabench.tables.judge import Judged
-from emabench.tables.statistics import Estimate, estimate
+from emabench.tables.statistics import ALPHA, FEWEST, Estimate, estimate, p_above
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class WindowCurve:
     arm: str
     family: str
     metric: str
-    raw: Estimate | None  # without averaging
-    raw_tied: bool  # by seed, without averaging is not shown (at 5 %) to be worse than the best
+    without: str  # what has no averaging: the raw weights, or the row that the others are set against
+    raw: Estimate | None  # its value
+    raw_tied: bool  # by seed, it is not shown (at 5 %, as the best of so many) to be worse than the best
     points: Sequence[Point]
     best: Point | None  # None where no average is better than none
     steps: int
@@ -69,7 +70,9 @@ def window_curve(judged: Judged, arm: str, metric: str) -> WindowCurve | None:
     values = {average: numbers for average in averages if (numbers := _by_seed(runs, average, metric))}
     windows = {average: next((w for run in runs if (w := run.window(average))), None) for average in values}
     labels = {average: _labels(judged, arm, average) for average in values}
-    return _curve(judged, arm, "", metric, values, windows, labels, RAW, runs[0].result.steps)
+    return _curve(
+        judged, arm, "", metric, values, windows, labels, RAW, "the raw weights", runs[0].result.steps
+    )
 
 
 def _of_targets(judged: Judged, metric: str) -> Iterator[WindowCurve | None]:
@@ -86,8 +89,9 @@ def _of_targets(judged: Judged, metric: str) -> Iterator[WindowCurve | None]:
         windows = {key: judged.rows[key].window for key in values}
         labels = {key: (judged.rows[key].spec.label,) for key in values}
         family = f"against {judged.rows[root].spec.label}" if len(families) > 1 else ""
-        steps = judged.all_runs[0].result.steps
-        yield _curve(judged, "", family, metric, values, windows, labels, without, steps)
+        steps = max(run.result.steps for key in keys for run in finished(judged, judged.rows[key].spec.arm))
+        called = judged.rows[root].spec.label
+        yield _curve(judged, "", family, metric, values, windows, labels, without, called, steps)
 
 
 def _root(judged: Judged, key: str) -> str:
@@ -107,6 +111,7 @@ def _curve(
     windows: Mapping[str, float | None],
     labels: Mapping[str, tuple[str, ...]],
     without: str | None,
+    called: str,
     steps: int,
 ) -> WindowCurve | None:
     """Points of everything but `without`, which is what they are to be better than; compared by seed."""
@@ -125,8 +130,9 @@ def _curve(
         arm,
         family,
         metric,
+        called,
         estimate(list(base.values())),
-        bool(base) and _tied(values[best], base, sign),
+        bool(base) and not _ahead(values[best], base, sign, len(values) - 1),
         points,
         next((point for point in points if point.average == best), None),
         steps,
@@ -137,6 +143,12 @@ def _tied(best: Mapping[int, float], other: Mapping[int, float], sign: int) -> b
     """Does the paired interval of what the other is behind by reach down to zero?"""
     gap = estimate([sign * (best[seed] - other[seed]) for seed in sorted(set(best) & set(other))])
     return gap is None or gap.low is None or gap.low <= 0
+
+
+def _ahead(best: Mapping[int, float], base: Mapping[int, float], sign: int, tried: int) -> bool:
+    """Is the best of so many shown to be better than the base, with a chance of ALPHA that none of them is?"""
+    gaps = [sign * (best[seed] - base[seed]) for seed in sorted(set(best) & set(base))]
+    return len(gaps) >= FEWEST and p_above(gaps) <= ALPHA / max(1, tried)
 
 
 def tracks(judged: Judged, arm: str, metric: str) -> list[Track]:

@@ -103,6 +103,8 @@ OPTIMUM = {"type": "optimum", "along": ["a", "b", "c", "d"]}
         ({**OPTIMUM, "article": ["b"]}, [3, 1, 2, 4], 0.001, R),
         ({**OPTIMUM, "article": ["c"]}, [3, 1, 2, 4], 0.001, D),
         ({**OPTIMUM, "article": ["b", "c"]}, [3, 1, 2, 4], 0.001, R),
+        # Ahead of the ends, and of the other one inside not shown to be.
+        ({**OPTIMUM, "article": ["c"]}, [30, 1, 1, 40], 0.1, D),
     ],
 )  # fmt: skip
 def test_verdicts(claim: dict[str, Any], means: list[float], noise: float, expected: Kind) -> None:

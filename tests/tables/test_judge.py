@@ -190,6 +190,12 @@ def test_steps_to_target(tmp_path: Path) -> None:
     assert "1 of 6 seeds never reached it" in first.effects[0].what
     assert math.expm1(first.effects[0].tested[0]) == pytest.approx(-0.5, abs=0.02)
     assert second.verdicts["article"].kind is Kind.CONTRADICTED
+    # How late the missing seed would have been is not known: of its side no size is shown.
+    known = first.verdicts["article"]
+    assert known.kind is Kind.DIRECTION and "larger" not in known.why
+    hard = table.model_copy(update={"claims": [table.claims[0].model_copy(update={"target": 90.0})]})
+    neither = judge(hard, "small", {"only": runs}).rulings[0].verdicts["article"]
+    assert neither.kind is Kind.NOT_COMPARABLE and "in neither row" in neither.why
     # Without measurements along the way there is nothing to compare.
     bare: dict[int, Run | None] = {seed: Run(run.result) for seed, run in runs.items() if run}
     found_bare = judge(table, "small", {"only": bare}).rulings[0].verdicts["article"]
