@@ -54,11 +54,18 @@ def open_corpus(name: str, data_dir: Path, key: str = "task.corpus") -> Corpus:
         return _python_corpus(name, key)
     if name.startswith("hub:"):
         return _hub_corpus(name, key)
+    path = located(name, data_dir, key)
+    assert path is not None
+    return _file_corpus(path, f"{key}={name}") if path.is_file() else _folder_corpus(path, f"{key}={name}")
+
+
+def located(name: str, data_dir: Path, key: str = "task.corpus") -> Path | None:
+    """The file or folder of a corpus, None for those that are not one. Raises UserError where it is not there."""
+    if name in ("topics", "python") or name.startswith("hub:"):
+        return None
     for path in (data_dir / name, Path(name)):
-        if path.is_file():
-            return _file_corpus(path, f"{key}={name}")
-        if path.is_dir():
-            return _folder_corpus(path, f"{key}={name}")
+        if path.is_file() or path.is_dir():
+            return path
     if name in catalog.DATASETS:
         raise UserError(f"{key}={name}: not found in {data_dir / name}\n{catalog.DATASETS[name].how_to_get}")
     raise UserError(

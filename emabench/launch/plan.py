@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from emabench import tasks
 from emabench.config import Config, checked
+from emabench.data import catalog, text
 
 
-def check(configs: Iterable[Config]) -> None:
-    """Every run's task options, typed. Raises UserError for the first that is wrong."""
+def check(configs: Iterable[Config], here: bool = True) -> None:
+    """Every run's task options, and with `here`, where they are to run on this machine, whether their data is there.
+
+    Raises UserError for the first that is wrong.
+    """
     for config in configs:
-        checked(tasks.load(config.task_name).Options, config.task, at="task")
+        module = tasks.load(config.task_name)
+        options = checked(module.Options, config.task, at="task")
+        module.Task.check(options, config.batch_size)
+        data_dir = Path(config.data_dir)
+        if (
+            here
+            and (name := config.task.get("data")) in catalog.DATASETS
+            and not catalog.DATASETS[name].embedded
+        ):
+            catalog.located(name, data_dir)
+        if here and (name := config.task.get("corpus")):
+            text.located(name, data_dir)

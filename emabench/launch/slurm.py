@@ -147,7 +147,7 @@ def submit(table: str, configs: Sequence[Config], profile: Profile, runs_per_job
     todo = [config for config in missing(configs) if submitted(config) not in there]
     if not todo:
         return []
-    check(todo)
+    check(todo, here=False)
     for config in todo:
         RunDirectory(config.directory()).prepare(config)
     name = f"{table}-{secrets.token_hex(3)}"

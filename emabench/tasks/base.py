@@ -96,6 +96,10 @@ class Task(ABC):
     # `Context.share`, `Context.parallel`), "fsdp" where it also looks at no weights by itself.
     parallel: ClassVar[frozenset[str]] = frozenset()
 
+    @classmethod  # noqa: B027 - most tasks refuse nothing more
+    def check(cls, options: Any, batch_size: int) -> None:
+        """What the constructor would refuse and takes no time to find: asked of all runs before the first begins."""
+
     @property
     def measured_with(self) -> Mapping[str, str]:
         """By metric, what it was measured with where that decides comparability ("inception-v3, 50000 samples").

@@ -211,10 +211,14 @@ class Task(base.Task):
     }
     parallel: ClassVar[frozenset[str]] = frozenset({"ddp"})  # the trace reads the weights
 
-    def __init__(self, options: Options, context: base.Context) -> None:
-        self.options, self.context = options, context
+    @classmethod
+    def check(cls, options: Options, batch_size: int) -> None:
         if options.hidden % options.heads:
             raise UserError(f"task.heads={options.heads}: does not divide task.hidden={options.hidden}")
+
+    def __init__(self, options: Options, context: base.Context) -> None:
+        self.options, self.context = options, context
+        self.check(options, context.batch_size)
         vocabulary: Vocabulary = (
             GivenTokenizer(options.tokenizer) if options.tokenizer else Subwords(options.vocabulary)
         )

@@ -106,13 +106,16 @@ class Task(base.Task):
     }
     parallel: ClassVar[frozenset[str]] = frozenset({"ddp"})  # the target network follows whole weights
 
+    @classmethod
+    def check(cls, options: Options, batch_size: int) -> None:
+        if options.queue < batch_size or options.queue % batch_size:
+            fits = f"{max(1, round(options.queue / batch_size)) * batch_size} say"
+            mend = f"must be a multiple of batch_size={batch_size}, by which the queue moves on; {fits}"
+            raise base.mistake("queue", options.queue, mend)
+
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
-        size, batch = options.queue, context.batch_size
-        if size < batch or size % batch:
-            fits = f"{max(1, round(size / batch)) * batch} say"
-            mend = f"must be a multiple of batch_size={batch}, by which the queue moves on; {fits}"
-            raise base.mistake("queue", size, mend)
+        self.check(options, context.batch_size)
         self.data = _Folders(options, context) if options.data == "imagenet" else _InMemory(options, context)
         self.model = Encoder(options, self.data.channels).to(context.device)
         assert context.decay is not None, "moco needs a target network: ema.active=true"
@@ -121,7 +124,7 @@ class Task(base.Task):
         # Batch statistics of the queries are each process's own, as in MoCo's code.
         self.trained = context.parallel(self.model, synchronise_batchnorm=False)
         self.optimizer = context.optimizer(self.model.parameters())
-        entries = len(self.data) if options.method == "bank" else size
+        entries = len(self.data) if options.method == "bank" else options.queue
         start = torch.randn(entries, options.projection, generator=context.generator("moco memory"))
         self.memory = F.normalize(start, dim=1).to(context.device)  # the queue, or the bank
 

@@ -171,6 +171,10 @@ class Task(base.Task):
         "q_error": Direction.LOWER,
     }
 
+    @classmethod
+    def check(cls, options: Options, batch_size: int) -> None:
+        _made(options.environment, longer_by=0)[0].close()
+
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
         self.world = World(options.environment)

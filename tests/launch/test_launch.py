@@ -52,6 +52,25 @@ def test_a_bad_job_is_said_before_the_first_starts(
     assert not run_directories(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["task=moco", "task.queue=64,65"], "task.queue=65: must be a multiple"),
+        (["task=td3", "task.environment=Pendulum-v1,Nix-v0"], "task.environment=Nix-v0"),
+        (["task=bert", "task.heads=2,3"], "task.heads=3: does not divide"),
+        (["task=classification", "task.data=digits,cifar100"], "task.data=cifar100: not found"),
+        (["task=lstm", "task.corpus=topics,nix.txt"], "task.corpus=nix.txt: there is no such file"),
+    ],
+)
+def test_what_a_task_would_refuse_is_said_before_the_first_starts(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [f"results_dir={tmp_path}", f"data_dir={tmp_path}"]
+    assert main(["-m", *words, "scale=smoke", *folders]) == MISTAKE
+    assert said in capsys.readouterr().err
+    assert not run_directories(tmp_path)
+
+
 def test_a_diverging_job_takes_no_other_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu"]
     assert main([*words, "optimizer.lr=1e30,0.1"]) == FAILED
