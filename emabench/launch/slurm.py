@@ -6,6 +6,7 @@ it runs was settled when it was submitted: editing `conf/` afterwards changes no
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
@@ -143,6 +144,24 @@ def submit(table: str, configs: Sequence[Config], profile: Profile, runs_per_job
             "launcher=slurm: there is no sbatch here; run this where jobs are submitted from, "
             "or try it on this machine: see slurm/README.md"
         )
+    with _alone(Path(configs[0].results_dir) / ".slurm"):
+        return _submit(table, configs, profile, runs_per_job)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One at a time asks what is queued and adds to it: a second submission then sees what the first has sent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    except OSError as error:
+        raise UserError(f"results_dir={folder.parent}: cannot write {folder} ({error.strerror})") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _submit(table: str, configs: Sequence[Config], profile: Profile, runs_per_job: int) -> list[Submitted]:
     there = queue()
     todo = [config for config in missing(configs) if submitted(config) not in there]
     if not todo:

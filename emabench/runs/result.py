@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ SCHEMA = 1
 Status = Literal["finished", "diverged", "failed"]
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 RAW = "raw"  # the weights themselves, always the first row
+LARGEST = 1e100  # what is beyond is no measurement, and its square no number
+Number = Annotated[float, Field(gt=-LARGEST, lt=LARGEST)]
 
 
 class DamagedResult(RunFailed):
@@ -31,7 +32,7 @@ class Row:
 
     average: str
     profile: Mapping[str, Any]
-    metrics: Mapping[str, float | None]
+    metrics: Mapping[str, Number | None]
     reasons: Mapping[str, str] = field(default_factory=dict)  # by metric, why it is None
 
 
@@ -52,7 +53,7 @@ class Result:
     rows: tuple[Row, ...]
     metrics: Mapping[str, str]
     measured_with: Mapping[str, str]
-    references: Mapping[str, float]
+    references: Mapping[str, Number]
     timing: Mapping[str, float]  # seconds: train_s, averaging_s, evaluate_s
     environment: Mapping[str, Any]  # versions, device, git commit, command
     reason: str | None = None  # why it did not finish
@@ -65,7 +66,7 @@ class Result:
 
 def measured(average: str, profile: Mapping[str, Any], values: Mapping[str, float]) -> Row:
     """A row of measured values; what is not finite becomes None with its reason."""
-    bad = {name: f"measured as {value}" for name, value in values.items() if not math.isfinite(value)}
+    bad = {name: f"measured as {value}" for name, value in values.items() if not abs(value) < LARGEST}
     return Row(average, profile, {name: None if name in bad else float(v) for name, v in values.items()}, bad)
 
 
@@ -76,7 +77,12 @@ def to_json(result: Result) -> str:
 
 def read_result(path: Path) -> Result:
     """Read one `result.json`. Raises DamagedResult when it is not one, FileNotFoundError when there is none."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedResult(f"{path}: cannot be read ({error.strerror})") from error
     try:
         schema = json.loads(text)["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -12,7 +12,7 @@ from emabench.errors import RunFailed, UserError
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory, run_directories
 from emabench.runs.files import read_yaml
-from emabench.runs.result import RAW, DamagedResult, Result, read_result
+from emabench.runs.result import LARGEST, RAW, DamagedResult, Result, read_result
 
 Runs = Mapping[str, Mapping[int, "Run | None"]]
 """The runs of a table: by arm, by seed; None where there is none yet."""
@@ -47,7 +47,11 @@ class Run:
         about = row.profile.get("describe") if row else None
         if not isinstance(about, Mapping):
             return {}
-        return {name: value for name, value in about.items() if type(value) in (int, float)}
+        return {
+            name: value
+            for name, value in about.items()
+            if type(value) in (int, float) and abs(value) < LARGEST
+        }
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -98,9 +102,14 @@ def read_run(path: Path) -> Run | None:
 def read_run_of(path: Path) -> Run | None:
     """The same for `<results_dir>/<task>/<run_id>`; a result of another run is a damaged one."""
     run = read_run(path)
-    if run and (run.result.task, run.result.run_id) != (path.parent.name, path.name):
+    if run is None:
+        return None
+    found = run.result
+    if (found.task, found.run_id) != (path.parent.name, path.name):
+        raise DamagedResult(f"{path / 'result.json'}: is of run {found.task}/{found.run_id}, not of this one")
+    if not found.run_id.startswith(f"{found.scale}-seed{found.seed}-"):
         raise DamagedResult(
-            f"{path / 'result.json'}: is of run {run.result.task}/{run.result.run_id}, not of this one"
+            f"{path / 'result.json'}: scale {found.scale} and seed {found.seed} are not this run's"
         )
     return run
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 
+from emabench.runs.result import DamagedResult
 from emabench.tables import claims, spec
 from emabench.tables.claims import Kind, Test, Values, Verdict
 from emabench.tables.gather import Run, Runs
@@ -160,7 +161,7 @@ def _problems(table: spec.Table, scale: str, runs: Runs) -> list[str]:
                 for metric, asked in table.metrics.items():
                     there = run.result.metrics.get(metric)
                     if there and there != asked.better:
-                        raise ValueError(
+                        raise DamagedResult(
                             f"{metric} is better {there} in run {run.result.run_id}, {asked.better} in the table"
                         )
     return found

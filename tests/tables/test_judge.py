@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +216,7 @@ def test_a_run_of_another_task_or_direction_is_a_fault() -> None:
     with pytest.raises(ValueError, match="classification"):
         judge(table, "small", {"constant": {0: wrong}})
     turned = Run(golden.result({"raw": {"fid": 1.0}}, {"fid": "higher"}))
-    with pytest.raises(ValueError, match="better higher"):
+    with pytest.raises(DamagedResult, match="better higher"):
         judge(table, "small", {"constant": {0: turned}})
 
 
@@ -231,6 +232,7 @@ def test_a_run_of_another_task_or_direction_is_a_fault() -> None:
         lambda text: text.replace('"finished"', '"perfect"'),
         lambda text: "[1, 2]",
         lambda text: text.replace('"raw"', '"raw", "extra": 1', 1),
+        lambda text: text.replace('"fid": ', '"fid": -1e308, "fid_was": ', 1),
     ],
 )
 def test_a_damaged_result_is_named_and_set_aside(tmp_path: Path, damage: object) -> None:
@@ -246,6 +248,26 @@ def test_a_damaged_result_is_named_and_set_aside(tmp_path: Path, damage: object)
     assert len(unreadable) == 1 and str(file) in unreadable[0]
     with pytest.raises(RunFailed, match="rerun=true"):
         asked_for(path)
+
+
+@pytest.mark.parametrize("edit", ['"seed": 7', '"scale": "paper"'])
+def test_a_result_that_is_not_its_directorys_is_set_aside(tmp_path: Path, edit: str) -> None:
+    runs = [run for run in golden.diffusion(tmp_path, 2)["constant"].values() if run and run.path]
+    assert runs[1].path
+    file = runs[1].path / "result.json"
+    key = edit.split(":")[0]
+    file.write_text(re.sub(key + r": [^,]+", edit, file.read_text(), count=1))
+    there, unreadable = all_runs(tmp_path)
+    assert len(there) == 1 and str(file) in unreadable[0]
+
+
+def test_a_result_that_is_a_directory_is_set_aside(tmp_path: Path) -> None:
+    runs = [run for run in golden.diffusion(tmp_path, 2)["constant"].values() if run and run.path]
+    assert runs[1].path
+    (runs[1].path / "result.json").unlink()
+    (runs[1].path / "result.json").mkdir()
+    there, unreadable = all_runs(tmp_path)
+    assert len(there) == 1 and "cannot be read" in unreadable[0]
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
