@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from emabench.errors import DONE, UserError
 from emabench.runs.named import named_run
@@ -27,6 +28,10 @@ def main(words: Sequence[str]) -> int:
             )
         directory.forget_rows()
         result = training.result()
+        if (
+            there and there.status == "finished"
+        ):  # where it was trained, and by what, stays what is said of it
+            result = replace(result, environment={**there.environment, "evaluated": result.environment})
         directory.write_result(result)
     terminal.show_run(result)
     return DONE

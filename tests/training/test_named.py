@@ -38,12 +38,16 @@ def test_exported_weights_load_into_the_plain_model(trained: Config, tmp_path: P
 def test_evaluate_measures_the_same_again(trained: Config) -> None:
     directory = RunDirectory(trained.directory())
     before = directory.result()
-    directory.result_file.unlink()
-    assert main(["evaluate", str(directory.path)]) == DONE
-    after = directory.result()
     assert before
-    assert after
-    assert after.rows == before.rows
+    for there in (True, False):
+        if not there:
+            directory.result_file.unlink()
+        assert main(["evaluate", str(directory.path)]) == DONE
+        after = directory.result()
+        assert after
+        assert after.rows == before.rows
+        if there:  # it was trained where it was trained
+            assert {**after.environment, "evaluated": None} == {**before.environment, "evaluated": None}
 
 
 @pytest.mark.parametrize(
