@@ -114,7 +114,7 @@ def _dispatch(words: list[str]) -> int:
         return import_module(f"emabench.commands.{first}").main(words[1:])
     if first and first.replace("_", "").isalpha():
         raise UserError(
-            f"{first!r} is neither a verb nor an override{nearest(first, _verbs())}; see emabench --help"
+            f"{first!r} is neither a verb nor an override{nearest(first, _verbs())} (all: emabench --help)"
         )
     return import_module("emabench.commands.train").main(words)
 

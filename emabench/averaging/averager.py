@@ -188,8 +188,8 @@ class Averager:
         next call); RuntimeError while an average is applied.
         """
         self._refuse_while_applied("update")
-        self._look_again()
         self._wait()
+        self._look_again()
         t = self.updates + 1
         before = [(a.acts, a.log_kept) for a in self._averages.values()]
         self.updates = t

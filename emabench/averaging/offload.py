@@ -21,11 +21,12 @@ class Offload:
         self.__setstate__([torch.empty_like(t, device="cpu", pin_memory=t.is_cuda) for t in live])
 
     def __getstate__(self) -> list[Tensor]:
+        """For copy.deepcopy and pickle. A copy's memory is not pinned, so that its transfers are waited for."""
         self.wait()
         return self._staged
 
     def __setstate__(self, staged: list[Tensor]) -> None:
-        self._staged = [s.pin_memory() if torch.cuda.is_available() else s for s in staged]
+        self._staged = staged
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="averages")
         self._flight: Future[None] | None = None
         self._undo: Callable[[], None] | None = None

@@ -82,7 +82,7 @@ class Places:
                         self._contents.append(content)
 
     def unchanged(self) -> bool:
-        """Whether everything is still where it was found. Asked at every update, hence in one pass without Python."""
+        """Whether everything is still where it was found. Asked at every update, hence without a loop in Python."""
         return all(map(operator.is_, map(dict.get, self._held, self._keys), self._contents))
 
 

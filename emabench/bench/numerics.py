@@ -42,11 +42,9 @@ def main(argv: Sequence[str]) -> None:
 def show(rows: Sequence[dict[str, float | int | str]], steps: int) -> None:
     """The rows at the longest length: a line for each type and decay, the three forms side by side."""
     at = {(r["type"], r["decay"], r["form"]): r for r in rows if r["steps"] == steps}
-    forms_of = ("plain", "lerp", "Kahan")
-    grid = _grid(
-        f"Relative error of an EMA after {steps:,} steps", *forms_of, "article (97)", "article, Kahan"
-    )
-    path = _grid("The same as a share of the path", *forms_of)
+    labels = ("plain", "lerp", "Kahan")
+    grid = _grid(f"Relative error of an EMA after {steps:,} steps", *labels, "article (97)", "article, Kahan")
+    path = _grid("The same as a share of the path", *labels)
     for kind in numerics.TYPES:
         for decay in numerics.DECAYS:
             forms = [at[kind, decay, form] for form in numerics.FORMS]

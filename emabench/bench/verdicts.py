@@ -81,7 +81,7 @@ TRUTHS = (
 
 
 def table() -> Table:
-    """A table with claims of every kind that smaller scales can judge."""
+    """A table with the claims that compare rows' values; those of steps and of diverged seeds are not in it."""
     rows = {
         key: {"label": key, "arm": "only", "average": average}
         for key, average in zip(("raw", "short", "middle", "long"), ROWS, strict=True)

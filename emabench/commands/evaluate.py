@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from emabench.errors import DONE, UserError
 from emabench.runs.named import named_run
+from emabench.runs.result import DamagedResult
 
 
 def main(words: Sequence[str]) -> int:
@@ -16,7 +17,10 @@ def main(words: Sequence[str]) -> int:
     from emabench.report import terminal
     from emabench.training.run import explained, restored
 
-    there = directory.result()
+    try:
+        there = directory.result()
+    except DamagedResult:
+        there = None  # measured again, it is whole
     if there and there.status == "diverged":
         raise UserError(f"{directory.path}: diverged, there is nothing to measure ({there.reason})")
     with directory.locked(), explained(directory):
@@ -28,9 +32,8 @@ def main(words: Sequence[str]) -> int:
             )
         directory.forget_rows()
         result = training.result()
-        if (
-            there and there.status == "finished"
-        ):  # where it was trained, and by what, stays what is said of it
+        # Where it was trained, and by what, stays what is said of it.
+        if there and there.status == "finished":
             result = replace(result, environment={**there.environment, "evaluated": result.environment})
         directory.write_result(result)
     terminal.show_run(result)

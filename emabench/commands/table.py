@@ -24,7 +24,8 @@ USAGE = (
     "[--dry-run|--status|--collect] [overrides]"
 )
 
-OWN = ("seeds", "jobs", "runs_per_job", "launcher", "cluster")
+COUNTS = ("seeds", "jobs", "runs_per_job")
+OWN = (*COUNTS, "launcher", "cluster")
 
 
 @dataclass
@@ -167,7 +168,7 @@ def _read(words: Sequence[str]) -> tuple[str, Options, list[str]]:
         key, _, value = word.partition("=")
         if word in ("--dry-run", "--status", "--collect"):
             options.action = word[2:]
-        elif key in ("seeds", "jobs", "runs_per_job"):
+        elif key in COUNTS:
             if not value.isdigit() or int(value) < 1:
                 raise UserError(f"{word}: should be a whole number, 1 or more")
             options.numbers[key] = int(value)

@@ -19,12 +19,13 @@ def check(configs: Iterable[Config], here: bool = True) -> None:
         module = tasks.load(config.task_name)
         options = checked(module.Options, config.task, at="task")
         module.Task.check(options, config.batch_size)
-        data_dir = Path(config.data_dir)
-        if (
-            here
-            and (name := config.task.get("data")) in catalog.DATASETS
-            and not catalog.DATASETS[name].embedded
-        ):
-            catalog.located(name, data_dir)
-        if here and (name := config.task.get("corpus")):
-            text.located(name, data_dir)
+        if here:
+            _check_data(config)
+
+
+def _check_data(config: Config) -> None:
+    name, data_dir = config.task.get("data"), Path(config.data_dir)
+    if name in catalog.DATASETS and not catalog.found(name, data_dir):
+        catalog.located(name, data_dir)  # says where it was looked for, and how to get it
+    if corpus := config.task.get("corpus"):
+        text.located(corpus, data_dir)

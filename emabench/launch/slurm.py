@@ -103,7 +103,7 @@ def hand_back() -> NoReturn:
 
 
 def _state(job: str) -> str:
-    """What SLURM says of this job; one whose controller does not answer for a minute is running, as it shows."""
+    """What SLURM says of this job; one that gets no answer in about two minutes is running, as it shows."""
     for wait in (1, 3, 9, 27, 0):
         try:
             return next(iter(_squeue("--format=%T", f"--jobs={job}", timeout=15)), "")

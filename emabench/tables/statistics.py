@@ -183,7 +183,8 @@ class Rarer(Statement):
         (a, n), (b, m) = self.counts
         if not n or not m or a / n >= b / m:
             return math.inf
-        each = (k for k in range(FEWEST, MOST) if _fisher(round(a / n * k), k, round(b / m * k), k) <= level)
+        more = range(max(FEWEST, n + 1, m + 1), MOST)
+        each = (k for k in more if _fisher(round(a / n * k), k, round(b / m * k), k) <= level)
         return next(each, math.inf)
 
 

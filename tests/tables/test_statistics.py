@@ -177,3 +177,10 @@ def test_all_and_any() -> None:
     assert AllOf([a, b]).seeds(0.01) == b.seeds(0.01)
     assert AnyOf([a, b]).seeds(0.01) == a.seeds(0.005)
     assert below([1.0, 2.0, 3.0], 4.0).p == Above([-1.0, -2.0, -3.0], -4.0).p
+
+
+def test_what_is_not_shown_takes_more_seeds_than_there_are() -> None:
+    here, there = [1.0] * 3 + [0.0] * 9, [1.0] * 9 + [0.0] * 3
+    rarer = ours.Rarer(here, there)
+    assert rarer.p > 0.0125
+    assert rarer.seeds(0.0125) > 12

@@ -50,6 +50,15 @@ def test_evaluate_measures_the_same_again(trained: Config) -> None:
             assert {**after.environment, "evaluated": None} == {**before.environment, "evaluated": None}
 
 
+def test_evaluate_makes_a_damaged_result_whole(trained: Config) -> None:
+    directory = RunDirectory(trained.directory())
+    before = directory.result()
+    directory.result_file.write_text("{")
+    assert main(["evaluate", str(directory.path)]) == DONE
+    after = directory.result()
+    assert before and after and after.rows == before.rows
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
