@@ -17,6 +17,7 @@ from importlib import import_module
 
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError, nearest
 from emabench.paths import COMMAND, PACKAGE
+from emabench.training.interruption import heeded, leave_terminal
 
 HELP = """\
 emabench: does averaging the weights help, by how much, with which decay?
@@ -72,7 +73,7 @@ def _stopped_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    before = {number: signal.signal(number, _interrupt) for number in heeded() if number != signal.SIGINT}
     try:
         yield
     finally:
@@ -81,6 +82,8 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    if number == signal.SIGHUP:
+        leave_terminal()
     raise KeyboardInterrupt
 
 

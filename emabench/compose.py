@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,7 +24,7 @@ from emabench.errors import UserError, nearest
 from emabench.paths import conf_dir
 
 NOT_ONE = "is not an override; write key=value, for example ema.decay=0.999 or seed=0,1,2"
-FREE = ("averages", "hydra")  # sections whose keys are the user's own
+FREE = ("averages",)  # sections whose keys are the user's own
 
 
 def configuration(overrides: Sequence[str]) -> Config:
@@ -41,15 +41,25 @@ def configuration(overrides: Sequence[str]) -> Config:
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep, in Hydra's order, before anything is composed."""
-    choices: list[list[str]] = []
-    for override in parse(overrides):
-        key = override.get_key_element()
-        if override.is_sweep_override() and not override.is_hydra_override():
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        elif not override.is_hydra_override():
-            choices.append([override.input_line or ""])
-    return [list(job) for job in itertools.product(*choices)]
+    """The overrides of each job of a sweep, in Hydra's order, before anything is composed. Raises UserError."""
+    return [list(job) for job in itertools.product(*map(_choices, parse(overrides)))]
+
+
+def _choices(override: Override) -> list[str]:
+    """One word for every value that an override gives its key."""
+    key, line, value = override.get_key_element(), override.input_line or "", override.value()
+    if not override.is_sweep_override():
+        return [line]
+    if isinstance(value, Glob):
+        values: Iterable[object] = value.filter(groups().get(override.key_or_group, []))
+    elif override.is_discrete_sweep():
+        values = override.sweep_string_iterator()
+    else:
+        raise UserError(f"{line}: is not a list of values; write {key}=v1,v2 or {key}=range(0,5)")
+    found = [f"{key}={value}" for value in values]
+    if not found:
+        raise UserError(f"{line}: gives {key} no value")
+    return found
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -63,6 +73,11 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             raise UserError(f"{word!r} {NOT_ONE}") from error
         if not override.key_or_group:
             raise UserError(f"{word!r} {NOT_ONE}")
+        if override.is_hydra_override():
+            raise UserError(
+                f"{word}: Hydra's own settings say nothing here; results_dir=… says where files go, "
+                "and with -m launcher=slurm (or hydra/launcher=slurm) where the runs do"
+            )
         parsed.append(override)
     return parsed
 
@@ -132,7 +147,7 @@ def groups() -> dict[str, list[str]]:
     return {
         str(folder.relative_to(conf_dir())): sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(conf_dir().rglob("*"))
-        if folder.is_dir() and folder.name not in ("table", "cluster") and "hydra" not in folder.parts
+        if folder.is_dir() and folder.name not in ("table", "cluster")
     }
 
 

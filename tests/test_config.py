@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -121,12 +122,22 @@ def test_a_key_that_came_later_leaves_older_runs_what_they_were() -> None:
 
 
 def test_sweep_expands_in_order() -> None:
-    assert sweep(["a=1,2", "b=x", "hydra/launcher=basic", "c=range(0,2)"]) == [
+    assert sweep(["a=1,2", "b=x", "c=range(0,2)"]) == [
         ["a=1", "b=x", "c=0"],
         ["a=1", "b=x", "c=1"],
         ["a=2", "b=x", "c=0"],
         ["a=2", "b=x", "c=1"],
     ]
+
+
+def test_sweep_takes_every_way_of_naming_values() -> None:
+    """Hydra's grammar: its functions, and patterns of the choices of a group."""
+    assert sweep(["task=glob([td*,q*])"]) == [["task=quadratic"], ["task=td3"]]
+    assert sweep(["seed=sort(3,1,2)"]) == [["seed=1"], ["seed=2"], ["seed=3"]]
+    assert sweep(["ema.decay=[0.9,0.99],0.5"]) == [["ema.decay=[0.9,0.99]"], ["ema.decay=0.5"]]
+    for word in ("task=glob(x*)", "seed=glob(*)", "optimizer.lr=interval(0,1)", "hydra/sweeper=optuna"):
+        with pytest.raises(UserError, match=re.escape(word)):
+            sweep([word])
 
 
 @pytest.mark.parametrize(
@@ -138,6 +149,9 @@ def test_sweep_expands_in_order() -> None:
         (["--cfg", "task=ddpm"], 0),
         (["ema.dcay=0.9"], 2),
         (["-m", "seed=0,1", "ema.decay=0.9,1.5"], 2),
+        (["-m", "device=auto,cpu"], 2),
+        (["hydra.run.dir=elsewhere"], 2),
+        (["launcher=slurm"], 2),
         (["trian"], 2),
         (["--frobnicate"], 2),
     ],

@@ -11,19 +11,27 @@ from emabench.errors import DONE, FAILED, UserError
 
 def main(words: Sequence[str]) -> int:
     """`emabench [overrides]`, `emabench -m [overrides]`, `emabench --cfg [overrides]`."""
+    several = ("-m", "--multirun")
+    if any(word in several for word in words):
+        from emabench.launch.sweep import main as sweep
+
+        return sweep([word for word in words if word not in several])
     flags = [word for word in words if word.startswith("-")]
     overrides = [word for word in words if not word.startswith("-")]
     for flag in flags:
-        if flag not in ("-m", "--multirun", "--cfg"):
+        if flag != "--cfg":
             raise UserError(
                 f"{flag}: there is no such option; -m for a sweep, --cfg to see the configuration, --help"
             )
-    if "--cfg" in flags:
-        return show_configuration(overrides)
+    for word in overrides:
+        if word.startswith(
+            ("launcher=", "hydra/launcher=", "cluster=", "cluster.", "jobs=", "runs_per_job=")
+        ):
+            raise UserError(
+                f"{word}: says where the runs of a sweep go; add -m (emabench -m …), also for one run"
+            )
     if flags:
-        from emabench.launch.sweep import main as sweep
-
-        return sweep(overrides)
+        return show_configuration(overrides)
     config = configuration(overrides)
 
     from emabench.report import terminal

@@ -26,7 +26,7 @@ from rich.progress import (
 
 from emabench.config import Config
 from emabench.errors import DONE, INTERRUPTED, Interrupted, RunFailed
-from emabench.launch.plan import check
+from emabench.launch.plan import check, found
 from emabench.runs import history
 from emabench.runs.directory import Held, RunDirectory
 from emabench.training.interruption import StopRequest, stop_requests
@@ -36,8 +36,8 @@ def missing(configs: Sequence[Config]) -> list[Config]:
     """The runs that have no result yet, or one that says "failed"; each once."""
     todo = {}
     for config in configs:
-        result = None if config.rerun else RunDirectory(config.directory()).result()
-        if result is None or result.status == "failed":
+        there = None if config.rerun else found(config)
+        if there is None or there.result.status == "failed":
             todo[config.directory()] = config
     return list(todo.values())
 
@@ -170,7 +170,7 @@ def _start(config: Config, environment: dict[str, str]) -> subprocess.Popen[byte
     directory = RunDirectory(config.directory())
     directory.prepare(config)
     with (directory.path / "log.txt").open("ab") as log:
-        command = [sys.executable, "-m", "emabench.launch.worker", str(directory.path)]
+        command = [sys.executable, "-m", "emabench.launch.worker", str(directory.path), str(os.getpid())]
         # A session of its own: a signal reaches this process alone, which asks its workers to stop.
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 

@@ -1,4 +1,4 @@
-"""Checks that hold for several runs before the first of them starts."""
+"""What holds for several runs before the first of them starts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from pathlib import Path
 from emabench import tasks
 from emabench.config import Config, checked
 from emabench.data import catalog, text
+from emabench.errors import RunFailed
+from emabench.runs.result import DamagedResult
+from emabench.tables.gather import Run, read_run_of
+
+
+def found(config: Config) -> Run | None:
+    """What is there of a run, None while there is no result. A damaged result is said, with the mend (RunFailed)."""
+    try:
+        return read_run_of(config.directory())
+    except DamagedResult as error:
+        raise RunFailed(f"{error}; remove it, and the same command measures the run again") from error
 
 
 def check(configs: Iterable[Config], here: bool = True) -> None:

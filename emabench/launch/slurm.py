@@ -137,15 +137,18 @@ class Queued(NamedTuple):
     reason: str  # why it is pending
 
 
-def submit(table: str, configs: Sequence[Config], profile: Profile, runs_per_job: int) -> list[Submitted]:
-    """Submit the runs that are neither finished nor in the queue; returns what was submitted, a name each run."""
+def submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_job: int) -> list[Submitted]:
+    """Submit the runs that are neither finished nor in the queue nor running here; returns what was submitted.
+
+    `title` begins the name of the jobs. Raises UserError.
+    """
     if not shutil.which("sbatch"):
         raise UserError(
             "launcher=slurm: there is no sbatch here; run this where jobs are submitted from, "
             "or try it on this machine: see slurm/README.md"
         )
     with _alone(Path(configs[0].results_dir) / ".slurm"):
-        return _submit(table, configs, profile, runs_per_job)
+        return _submit(title, configs, profile, runs_per_job)
 
 
 @contextmanager
@@ -161,15 +164,19 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _submit(table: str, configs: Sequence[Config], profile: Profile, runs_per_job: int) -> list[Submitted]:
+def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_job: int) -> list[Submitted]:
     there = queue()
-    todo = [config for config in missing(configs) if submitted(config) not in there]
+    todo = [
+        config
+        for config in missing(configs)
+        if submitted(config) not in there and (config.rerun or not RunDirectory(config.directory()).held())
+    ]
     if not todo:
         return []
     check(todo, here=False)
     for config in todo:
         RunDirectory(config.directory()).prepare(config)
-    name = f"{table}-{secrets.token_hex(3)}"
+    name = f"{title}-{secrets.token_hex(3)}"
     executor = submitit.SlurmExecutor(
         Path(todo[0].results_dir) / ".slurm" / name, max_num_timeout=profile.requeues
     )

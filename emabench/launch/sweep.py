@@ -1,84 +1,56 @@
-"""`emabench -m …`: a Hydra multirun. Every job is checked before the first one starts.
+"""`emabench -m …`: every combination of the values given, in Hydra's grammar of sweeps, each a run of its own.
 
-Hydra's launchers and sweepers apply (`hydra/launcher=…`). A finished run is not run again, so an interrupted
-sweep goes on with the same command; a job that fails does not take the others down.
+All are composed and checked before the first one starts, and go the way that a table's runs go: on this machine, or
+to SLURM. A finished run is not run again, so an interrupted sweep goes on with the same command; one that fails does
+not take the others down.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from unittest.mock import patch
+from collections.abc import Mapping, Sequence
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from emabench import compose
-from emabench.config import Config, bind, checked
-from emabench.errors import DONE, FAILED, Interrupted, RunFailed, UserError
-from emabench.launch.plan import check
-from emabench.paths import conf_dir
-from emabench.runs.directory import RunDirectory
+from emabench.config import Config
+from emabench.errors import DONE, FAILED, UserError
+from emabench.launch import many
+from emabench.launch.plan import found
+
+USAGE = f"emabench -m key=v1,v2 … {many.USAGE}"
 
 
-def main(overrides: Sequence[str]) -> int:
-    """Run every combination and print a line on each."""
-    jobs = compose.sweep(overrides)
-    configs = [compose.configuration(job) for job in jobs]
-    check(configs, here=not any(word.startswith("hydra/launcher=") for word in overrides))
-    resolved = {_words(job): config.model_dump() for job, config in zip(jobs, configs, strict=True)}
-
-    def job(composed: DictConfig) -> None:
-        # A launcher may take this elsewhere and compose anew, hours later, from files that were edited meanwhile:
-        # the job carries what was settled here. Only a sweeper of its own mind asks for what is not known here.
-        compose.register_resolvers()
-        values = resolved.get(_words(HydraConfig.get().overrides.task))
-        _run(checked(Config, values) if values else bind(composed))
-
-    sweep = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)
-    with patch.object(sys, "argv", ["emabench", "--multirun", *overrides]), _submitting(overrides):
-        sweep()
-    return _summary(jobs, configs)
+def main(words: Sequence[str]) -> int:
+    """Run, submit or look at every combination, and print a line on each."""
+    options, overrides = many.read(words, USAGE)
+    runs = named(compose.sweep(overrides))
+    if not many.carry_out("sweep", runs, options, ["emabench", "-m", *words]):
+        return DONE
+    complete = _show(runs)
+    return DONE if complete or options.action else FAILED
 
 
-def _words(job: Sequence[str]) -> tuple[str, ...]:
-    """The overrides of a job, however they were spaced."""
-    return tuple(f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in compose.parse(list(job)))
+def named(jobs: Sequence[Sequence[str]]) -> dict[str, Config]:
+    """The run of each job's words, by those of them that tell it from the others. Raises UserError."""
+    varying = [i for i in range(len(jobs[0])) if len({job[i] for job in jobs}) > 1]
+    runs: dict[str, Config] = {}
+    for job in jobs:
+        config = compose.configuration(job)
+        runs[" ".join(job[i] for i in varying) or config.task_name] = config
+    first: dict[object, str] = {}
+    for name, config in runs.items():
+        other = first.setdefault(config.directory(), name)
+        if other != name:
+            raise UserError(
+                f"{name}: is the same run as {other}, for what differs decides no result; sweep over what does"
+            )
+    return runs
 
 
-def _submitting(overrides: Sequence[str]) -> AbstractContextManager[None]:
-    """Jobs may be submitted from within a job: see `slurm.outside_jobs`."""
-    if not any(word.startswith("hydra/launcher=") for word in overrides):
-        return nullcontext()
-    from emabench.launch.slurm import outside_jobs
-
-    return outside_jobs()
-
-
-def _run(config: Config) -> None:
-    """One job, in whatever process the launcher runs it."""
-    from emabench.training.run import run
-
-    try:
-        run(config)
-    except (RunFailed, UserError) as error:
-        print(f"emabench: {error}", file=sys.stderr)
-    except Interrupted as error:
-        if "SUBMITIT_EXECUTOR" in os.environ:
-            from emabench.launch.slurm import hand_back
-
-            hand_back()
-        raise KeyboardInterrupt from error  # ends the sweep too, not this job alone
-
-
-def _summary(jobs: list[list[str]], configs: list[Config]) -> int:
-    varying = [i for i in range(len(jobs[0])) if len({job[i] for job in jobs}) > 1] if jobs[0] else []
-    results = [RunDirectory(config.directory()).result() for config in configs]
+def _show(runs: Mapping[str, Config]) -> bool:
+    """A line on each run; returns whether all are finished."""
+    results = [there.result if (there := found(config)) else None for config in runs.values()]
     metrics = [next(iter(result.metrics), "") if result else "" for result in results]
     titles = list(dict.fromkeys(filter(None, metrics)))
     title = titles[0] if len(titles) == 1 else None
@@ -86,8 +58,7 @@ def _summary(jobs: list[list[str]], configs: list[Config]) -> int:
     shown.add_column("job", overflow="fold")
     for heading in ("status", *([] if title else ["metric"]), "raw", "best", "average", "run id ends in"):
         shown.add_column(heading, no_wrap=True, justify="right" if heading in ("raw", "best") else "left")
-    for job, config, result, metric in zip(jobs, configs, results, metrics, strict=True):
-        name = " ".join(job[i] for i in varying) or config.task_name
+    for (name, config), result, metric in zip(runs.items(), results, metrics, strict=True):
         row = [name, result.status if result else "not run", *([] if title else [metric])]
         rows = [r for r in result.rows if r.metrics.get(metric) is not None] if result else []
         if result and rows:
@@ -100,7 +71,7 @@ def _summary(jobs: list[list[str]], configs: list[Config]) -> int:
             row += ["–", "–", "–"]
         shown.add_row(*row, config.run_id().rpartition("-")[2])
     Console().print(shown)
-    return DONE if all(result and result.status == "finished" for result in results) else FAILED
+    return all(result is not None and result.status == "finished" for result in results)
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`python -m emabench.launch.worker DIRECTORY`: one run in a process of its own.
+"""`python -m emabench.launch.worker DIRECTORY PARENT`: one run in a process of its own, for as long as PARENT lives.
 
 The run's directory holds its resolved configuration, so what was asked for is what is run, whatever has
 happened to `conf/` meanwhile.
@@ -13,6 +13,7 @@ import yaml
 
 from emabench.config import Config, checked
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
+from emabench.training.interruption import stop_without
 
 
 def main(directory: Path) -> int:
@@ -33,4 +34,5 @@ def main(directory: Path) -> int:
 
 
 if __name__ == "__main__":
+    stop_without(int(sys.argv[2]))
     raise SystemExit(main(Path(sys.argv[1])))

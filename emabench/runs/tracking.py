@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from emabench.config import Config, identity
+from emabench.runs import history
 from emabench.runs.directory import RunDirectory
 from emabench.runs.result import RAW, Result, Row
 
@@ -58,19 +60,42 @@ class WandbTracker:
         for mode in modes:
             try:
                 self.run = _init(config, directory, mode)
+                if mode == "offline":
+                    self._tell_from_the_start()
                 return
             except Exception as error:  # whatever wandb raises, training goes on
                 then = "going on offline; `emabench wandb sync` uploads the run later"
                 self._give_up(error, then if mode == "online" else "going on without it")
 
+    def _tell_from_the_start(self) -> None:
+        """Take the place of the offline parts of this run that are not uploaded: one that was killed lacks its end.
+
+        `history.jsonl`, up to where the run is taken up again, has all that they were told, and is whole.
+        """
+        parts = [file.parent for file in self.directory.path.glob("wandb/*run-*/*.wandb")]
+        earlier = [part for part in parts if not part.samefile(Path(self.run.dir).parent)]
+        if any(part.name.startswith("run-") or [*part.glob("*.synced")] for part in earlier):
+            return  # what W&B has is gone on with
+        file = self.directory.history
+        for line in history.lines(file) if file.exists() else ():
+            step = line.pop("step")
+            if "eval" in line:
+                self._send_rows(step, line["eval"])
+            else:
+                line.pop("wall", None)
+                self.log(step, line)
+        for part in earlier:
+            shutil.rmtree(part, ignore_errors=True)
+
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._send({"step": step} | {f"train/{name}": value for name, value in values.items()})
 
     def measure(self, step: int, rows: Sequence[Row]) -> None:
-        self._send(
-            {"step": step}
-            | {f"eval/{row.average}/{name}": value for row in rows for name, value in row.metrics.items()}
-        )
+        self._send_rows(step, {row.average: row.metrics for row in rows})
+
+    def _send_rows(self, step: int, rows: Mapping[str, Mapping[str, float | None]]) -> None:
+        named = {f"eval/{average}/{name}": v for average, row in rows.items() for name, v in row.items()}
+        self._send({"step": step} | named)
 
     def finish(self, result: Result | None) -> None:
         """`result` is None where the run ended early; W&B shows it as failed, until it is resumed."""

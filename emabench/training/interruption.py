@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that ask this process to stop: all of SIGNALS but a hang-up that `nohup` had it ignore."""
+    return [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
 
 
 class StopRequest:
@@ -24,6 +32,8 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            leave_terminal()
         self.signal = signal.Signals(number)
 
 
@@ -34,9 +44,27 @@ def stop_requests() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may install handlers
         return
-    before: dict[signal.Signals, Any] = {s: signal.signal(s, request._handle) for s in SIGNALS}
+    before: dict[signal.Signals, Any] = {s: signal.signal(s, request._handle) for s in heeded()}
     try:
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_terminal() -> None:
+    """Write no more to a terminal that has hung up: that would be an error each time. Files are written on."""
+    for number in (1, 2):
+        if stat.S_ISCHR(os.fstat(number).st_mode):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def stop_without(parent: int) -> None:
+    """Ask this process to stop (SIGTERM) once the one that started it, `parent`, is gone: killed, say."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

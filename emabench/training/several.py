@@ -20,7 +20,7 @@ from emabench.errors import Interrupted, RunFailed, UserError
 from emabench.runs.directory import RunDirectory
 from emabench.runs.result import Result
 from emabench.training import distributed
-from emabench.training.interruption import stop_requests
+from emabench.training.interruption import stop_requests, stop_without
 
 PATIENCE = 60.0  # seconds that the others have to end after one has died
 
@@ -95,6 +95,7 @@ def _member(rank: int, given: dict[str, Any], port: int) -> None:
     """One of the processes. Why it ends it says at the store, not by how it exits."""
     from emabench.training.run import run_at
 
+    stop_without(os.getppid())
     config = checked(Config, given)
     torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))  # the machine's, dealt out
     store = dist.TCPStore("127.0.0.1", port, is_master=False)

@@ -6,6 +6,10 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from emabench.launch import local
 from emabench.launch.local import Watch, default_jobs, missing, run_missing
 from emabench.launch.status import standing
 from emabench.paths import COMMAND
+from emabench.runs import history
 from emabench.runs.directory import RunDirectory, run_directories
 from tests.test_config import config
 
@@ -73,7 +78,7 @@ def test_what_a_task_would_refuse_is_said_before_the_first_starts(
 
 def test_a_diverging_job_takes_no_other_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu"]
-    assert main([*words, "optimizer.lr=1e30,0.1"]) == FAILED
+    assert main([*words, "jobs=1", "optimizer.lr=1e30,0.1"]) == FAILED
     assert sorted(statuses(tmp_path)) == ["diverged", "finished"]
     assert "diverged" in capsys.readouterr().out
 
@@ -83,6 +88,7 @@ def test_a_sweep_over_tasks_names_the_metric_of_each(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     words = ["-m", "task=quadratic,classification", "scale=smoke", f"results_dir={tmp_path}", "device=cpu"]
+    words += ["jobs=1"]
     assert main(words) == DONE
     lines = capsys.readouterr().out.splitlines()
     for task, metric in (("quadratic", "excess_loss"), ("classification", "top1")):
@@ -113,6 +119,69 @@ def test_a_table_whose_runs_fail_says_so_and_fails(
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["device=auto,cpu"], "device=cpu: is the same run as device=auto"),
+        (["jobs=two"], "jobs=two: should be a whole number"),
+        (["launcher=slurm", "jobs=2"], "jobs=2: is for launcher=local"),
+        (["cluster=local"], "cluster=local: is for launcher=slurm"),
+        (["hydra/launcher=joblib"], "hydra/launcher=joblib: is neither local"),
+        (["hydra.launcher.partition=gpu"], "hydra.launcher.partition=gpu: is for launcher=slurm"),
+        (["runs_per_jub=2"], "did you mean 'runs_per_job'"),
+        (["--colect"], "--colect: there is no such option"),
+    ],
+)
+def test_words_that_a_sweep_cannot_take(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", *words]) == MISTAKE
+    assert said in capsys.readouterr().err
+    assert not run_directories(tmp_path)
+
+
+def test_a_sweep_is_looked_at_as_a_table_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu", "seed=0,1"]
+    assert main(["task=quadratic", *words[2:-1], "seed=1"]) == DONE
+    capsys.readouterr()
+    assert main([*words, "--dry-run"]) == DONE
+    (zero, one) = capsys.readouterr().out.splitlines()
+    assert zero.startswith("seed=0") and zero.endswith("to do")
+    assert one.startswith("seed=1") and one.endswith("finished")
+    assert main([*words, "--status"]) == DONE
+    assert "1 finished, 1 to do" in capsys.readouterr().out
+    assert main([*words, "--collect"]) == DONE
+    assert "not run" in capsys.readouterr().out
+    assert len(run_directories(tmp_path)) == 1
+
+
+def test_torchrun_is_for_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    words = ["task=classification", "scale=smoke", f"results_dir={tmp_path}"]
+    assert main(["-m", *words, "seed=0,1"]) == MISTAKE
+    assert "devices=N" in capsys.readouterr().err
+    assert main(["table", "ddpm_cifar10", "scale=smoke", f"results_dir={tmp_path}"]) == MISTAKE
+
+
+def test_workers_do_not_outlive_who_started_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGKILL takes the sweep; its runs write their checkpoints, and the same command goes on from there."""
+    words = ["-m", "task=quadratic", "scale=smoke", "device=cpu", "seed=0,1", "steps=12000", "log_every=100"]
+    words += [f"results_dir={tmp_path}"]
+    runs = [smoke(tmp_path, f"seed={seed}", "steps=12000", "log_every=100") for seed in (0, 1)]
+    sweep = subprocess.Popen([sys.executable, "-m", "emabench", *words, "jobs=2"], stderr=subprocess.DEVNULL)
+    wait_for(lambda: all(history.progress(run.directory() / "history.jsonl", 12000)[0] for run in runs))
+    sweep.kill()
+    sweep.wait()
+    wait_for(lambda: not any(RunDirectory(run.directory()).held() for run in runs))
+    assert not any(RunDirectory(run.directory()).result_file.exists() for run in runs)
+    assert all(list((run.directory() / "checkpoints").iterdir()) for run in runs)
+    assert main([*words, "jobs=1"]) == DONE
+    assert capsys.readouterr().err.count("goes on from step") == 2
+
+
+@pytest.mark.parametrize(
     ("word", "said"),
     [
         ("ema.decay=0.5", "takes away ema_"),
@@ -126,6 +195,13 @@ def test_words_that_a_table_cannot_take(
     assert main(["table", "ddpm_cifar10", "scale=smoke", f"results_dir={tmp_path}", word]) == MISTAKE
     assert said in capsys.readouterr().err
     assert not run_directories(tmp_path)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_side_by_side_gives_what_in_turn_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +271,7 @@ def test_an_interrupted_sweep_goes_on_with_what_is_missing(
     from emabench.training.run import Training
 
     words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu", "seed=0,1,2"]
+    words += ["hydra/launcher=basic"]  # one after the other, in this process
     inner, trained = Training.train, []
 
     def train(self: Training, until: int) -> str | None:
@@ -221,6 +298,7 @@ def test_a_failing_job_takes_no_other_down(
     from emabench.training.run import Training
 
     words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu", "seed=0,1,2"]
+    words += ["hydra/launcher=basic"]  # one after the other, in this process
     inner = Training.train
 
     def train(self: Training, until: int) -> str | None:

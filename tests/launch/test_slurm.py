@@ -235,3 +235,38 @@ def test_a_table_on_a_cluster_that_stops_its_jobs(
     assert "2 finished" in capsys.readouterr().out
     assert main([*table, "--collect"]) == DONE
     assert "β = 0.999" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(900)
+def test_a_sweep_on_a_cluster_submits_each_run_once(
+    cluster: str,
+    local_rows: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not what waits or runs, nor what is finished; what was cancelled, again."""
+    monkeypatch.setenv("SLURM_CONF", cluster)
+    words = ["-m", "task=quadratic", "scale=smoke", "seed=0,1", f"results_dir={tmp_path}", *LONG]
+    send = [*words, "hydra/launcher=slurm", "cluster=local", "hydra.launcher.hours=0.5"]
+
+    def submitted() -> str:
+        assert main(send) == DONE
+        return capsys.readouterr().out.partition(" runs")[0]
+
+    assert submitted() == "submitted 2 of 2"
+    assert submitted() == "submitted 0 of 2"
+    assert main([*words, "--status"]) == DONE
+    assert "seed=1" in capsys.readouterr().out
+    cancelled = slurm.submitted(long_runs(tmp_path)[1])
+    assert cancelled
+    subprocess.run(["scancel", cancelled.job], check=True)
+    wait_until(lambda: cancelled not in slurm.queue(), "it is cancelled")
+    with RunDirectory(long_runs(tmp_path)[1].directory()).locked():  # somebody runs it by hand
+        assert submitted() == "submitted 0 of 2"
+    assert submitted() == "submitted 1 of 2"
+    wait_until(lambda: not slurm.queue(), "the queue is empty")
+    assert main([*words, "--collect"]) == DONE
+    assert capsys.readouterr().out.count("finished") == 2
+    assert rows(tmp_path) == local_rows
+    assert submitted() == "submitted 0 of 2"

@@ -166,22 +166,62 @@ def _made(asked: Config) -> bool:
     return True
 
 
-def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
-    """Its parts have one id, and together every step once; the stopped part is no success, the last one is."""
-    asked = tracked(tmp_path, "checkpoint.every=10")
-    directory = RunDirectory(asked.directory())
-    directory.prepare(asked)
-    stop = StopRequest()
-    training = Training(asked, directory, stop)
+def in_parts(asked: Config, until: int) -> Training:
+    """The run, trained and measured so far by somebody who is gone."""
+    RunDirectory(asked.directory()).prepare(asked)
+    training = Training(asked, RunDirectory(asked.directory()), StopRequest())
     training.begin()
-    training.train(10)
+    training.train(until)
     training.checkpoints.join()
-    training.tracker.finish(None)
     training.history.close()
+    return training
+
+
+def test_an_offline_run_that_was_stopped_is_told_as_a_whole_when_it_goes_on(tmp_path: Path) -> None:
+    """Every step once, in one part, however much W&B has of the part before."""
+    asked = tracked(tmp_path, "checkpoint.every=10", "evaluate.every=10", "ema.decay=0.9")
+    in_parts(asked, 10).tracker.finish(None)
+    run(asked)
+    assert len(list(asked.directory().glob("wandb/offline-run-*"))) == 1
+    lines = history(asked)
+    assert [line["step"] for line in lines if "train/loss" in line] == [5, 10, 15, 20]
+    assert [line["step"] for line in lines if "eval/ema_0.9/excess_loss" in line] == [10, 20]
+    assert exit_codes(asked) == [0]
+
+    run(asked.model_copy(update={"rerun": True}))
+    assert [line["step"] for line in history(asked) if "train/loss" in line] == [5, 10, 15, 20]
+
+
+def test_a_part_that_was_uploaded_is_gone_on_with(tmp_path: Path) -> None:
+    """The parts have one id, and together every step once; the stopped part is no success, the last one is."""
+    asked = tracked(tmp_path, "checkpoint.every=10")
+    in_parts(asked, 10).tracker.finish(None)
+    (file,) = asked.directory().glob("wandb/offline-run-*/*.wandb")
+    Path(f"{file}.synced").touch()
     run(asked)
     assert {r.run.run_id for r in records(asked) if r.WhichOneof("record_type") == "run"} == {asked.run_id()}
     assert [line["step"] for line in history(asked) if "train/loss" in line] == [5, 10, 15, 20]
     assert exit_codes(asked) == [1, 0]
+
+
+def test_a_killed_offline_run_loses_nothing(tmp_path: Path) -> None:
+    """SIGKILL takes what W&B's process had not written yet, not what the run's own files have."""
+    words = ["task=quadratic", "scale=smoke", "device=cpu", f"results_dir={tmp_path}", "log=offline"]
+    words += ["steps=3000", "log_every=10", "checkpoint.every=10"]
+    asked = configuration(words)
+    steps = asked.directory() / "history.jsonl"
+    own = {
+        key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"
+    }  # W&B's process, not ours
+    command = [sys.executable, "-m", "emabench", *words]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=own)
+    while not steps.exists() or steps.read_text().count("loss") < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    run(asked)
+    assert [line["step"] for line in history(asked) if "train/loss" in line] == list(range(10, 3001, 10))
 
 
 def test_an_address_that_does_not_answer_delays_a_run_by_seconds(tmp_path: Path) -> None:

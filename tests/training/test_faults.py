@@ -6,7 +6,9 @@ import errno
 import json
 import multiprocessing
 import os
+import pty
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -21,9 +23,10 @@ import yaml
 
 from emabench.cli import main
 from emabench.config import Config
-from emabench.errors import DONE, FAILED, MISTAKE, Interrupted, RunFailed, UserError
+from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
 from emabench.runs.directory import RunDirectory
 from emabench.training.checkpoint import load_latest
+from emabench.training.interruption import stop_requests
 from emabench.training.run import Training, run
 from tests.tasks.test_classification import photographs
 from tests.training.test_run import assert_same, final_state, smoke, stop_after
@@ -197,6 +200,43 @@ def test_of_two_processes_on_one_run_the_second_leaves(
         first.kill()
         first.communicate()
     assert main(words) == DONE  # the lock died with its process
+
+
+def test_a_terminal_that_closes_stops_the_run_as_a_signal_does(undisturbed: Config, tmp_path: Path) -> None:
+    """A hang-up, and from then on a terminal to which every write is an error."""
+    config = undisturbed.model_copy(update={"results_dir": str(tmp_path)})
+    words = ["task=quadratic", "scale=smoke", "device=cpu", f"results_dir={tmp_path}", *LONG, "log_every=1"]
+    directory = RunDirectory(config.directory())
+    pid, terminal = pty.fork()
+    if not pid:  # the child: the terminal is its standard output and error
+        os.environ["OMP_NUM_THREADS"] = "1"
+        slow = "from emabench.tasks.quadratic import Task; import time; inner = Task.train_step\n"
+        slow += "Task.train_step = lambda task, step: (time.sleep(0.01), inner(task, step))[1]\n"
+        slow += "import sys; from emabench.cli import main; sys.exit(main(sys.argv[1:]))"
+        os.execv(sys.executable, [sys.executable, "-c", slow, *words])
+    while not list(directory.checkpoints.glob("step-*")):
+        assert select.select([terminal], [], [], 100)[0], "nothing was shown"
+        os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == INTERRUPTED
+    found = load_latest(directory.checkpoints, pytest.fail)
+    assert found and found[0] < config.steps
+    assert directory.result() is None
+    run(config)
+    assert_as_undisturbed(config, undisturbed)
+
+
+def test_a_hang_up_that_was_to_be_ignored_is() -> None:
+    """`nohup emabench …` goes on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop
+            signal.raise_signal(signal.SIGTERM)
+            assert stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_data_worker_that_dies_is_named(
