@@ -103,14 +103,17 @@ class Watch:
                 step, _ = history.progress(RunDirectory(config.directory()).history, config.steps)
                 self.bars.update(self.bar[config.directory()], completed=step)
 
-    def ended(self, config: Config, failed: bool) -> None:
+    def ended(self, config: Config, status: int) -> None:
         self.count += 1
         self.bars.update(self.all, completed=self.count)
         self.bars.remove_task(self.bar.pop(config.directory()))
         left = (time.monotonic() - self.began) / self.count * (self.total - self.count) / 60
         words = f"{self.count} of {self.total} runs done, about {left:.0f} min left"
-        if failed:
-            words += f" FAILED, see {config.directory() / 'log.txt'}\n  {last_words(config.directory())}"
+        if failed := status not in (DONE, INTERRUPTED):
+            how = f"{signal.Signals(-status).name}, " if status < 0 else ""  # SIGKILL: out of memory, mostly
+            words += (
+                f" FAILED ({how}see {config.directory() / 'log.txt'})\n  {last_words(config.directory())}"
+            )
         if failed or self.bars.disable:
             self.bars.console.print(words, highlight=False, markup=False, soft_wrap=True)
 
@@ -140,7 +143,7 @@ def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest
                     config, slot = running.pop(process)
                     slots.append(slot)
                     interrupted |= process.returncode == INTERRUPTED
-                    watch.ended(config, failed=process.returncode not in (DONE, INTERRUPTED))
+                    watch.ended(config, process.returncode)
                 if interrupted:
                     waiting.clear()
                 watch.look(config for config, _ in running.values())

@@ -259,10 +259,10 @@ def test_on_a_terminal_every_run_that_goes_has_a_bar(tmp_path: Path) -> None:
         watch.look([one, other])
         watch.bars.refresh()
         seen = screen.getvalue()
-        watch.ended(one, failed=False)
-        watch.ended(other, failed=True)
+        watch.ended(one, 0)
+        watch.ended(other, -9)
     assert "free, seed 0" in seen and "10/40" in seen and f"quadratic/{other.run_id()}" in seen
-    assert "2 of 2 runs done" in screen.getvalue() and "FAILED, see" in screen.getvalue()
+    assert "2 of 2 runs done" in screen.getvalue() and "FAILED (SIGKILL, see" in screen.getvalue()
 
 
 def test_an_interrupted_sweep_goes_on_with_what_is_missing(
