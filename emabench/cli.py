@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(error))
         return INTERRUPTED
     except KeyboardInterrupt:
-        _say("interrupted; the same command goes on from the last checkpoint")
+        _say("interrupted; give the same command again to go on")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader went away (`| head`): nothing of ours failed. Keep Python from saying so at exit.

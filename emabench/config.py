@@ -163,7 +163,7 @@ class Config(Section):
     @classmethod
     def _device(cls, value: str) -> str:
         kind, _, index = value.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
+        if kind not in ("auto", "cpu", "cuda") or (index and not index.isdecimal()):
             raise ValueError(f"{value!r} is not a device; auto, cpu, cuda or cuda:0")
         return value
 

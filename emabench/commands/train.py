@@ -34,15 +34,15 @@ def main(words: Sequence[str]) -> int:
         return show_configuration(overrides)
     config = configuration(overrides)
 
+    from emabench.launch.plan import found
     from emabench.report import terminal
-    from emabench.runs.directory import RunDirectory
     from emabench.training.run import run
 
-    before = None if config.rerun else RunDirectory(config.directory()).result()
+    before = None if config.rerun else found(config)
     result = run(config)
     if os.environ.get("RANK", "0") != "0":  # torchrun: the first process speaks for all
         return DONE if result.status == "finished" else FAILED
-    if before == result:
+    if before and before.result == result:
         print(f"{result.status} before, not trained again (nor logged); rerun=true trains anew")
     terminal.show_run(result)
     print(f"\nfiles   {config.directory()}")

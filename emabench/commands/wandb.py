@@ -13,8 +13,9 @@ from typing import Any
 from emabench.commands.table import gathered, plan
 from emabench.compose import configuration
 from emabench.errors import DONE, RunFailed, UserError, nearest
-from emabench.runs.directory import run_directories
+from emabench.runs.directory import RunDirectory, run_directories
 from emabench.runs.files import write_text
+from emabench.runs.tracking import is_synced, project, wandb_files, why_offline
 from emabench.tables import spec
 from emabench.tables.judge import judge
 
@@ -41,38 +42,41 @@ def _sync(words: list[str]) -> int:
     root = Path(rest[0]) if rest else Path(configuration([]).results_dir)
     if not root.is_dir():
         raise UserError(f"{root}: is not a directory; name the one that holds the runs (results_dir)")
-    found = {path: _unsynced(path) for path in (run_directories(root) or [root])}
-    todo = {path: parts for path, parts in found.items() if parts}
-    failed = []
+    runs = run_directories(root) or [root]
+    going = [path for path in runs if RunDirectory(path).held()]
+    todo = {path: parts for path in runs if path not in going and (parts := _unsynced(path))}
+    for path in going:
+        print(f"{path}  is running: left for later")
     if not todo:
         print(f"nothing to upload: no run below {root} has W&B files that are not there yet")
         return DONE
-    if todo and not dry:
+    if not dry:
         _logged_in()
+        if why := why_offline():
+            raise RunFailed(f"W&B: {why}; nothing was sent")
+    failed = []
     for path, parts in todo.items():
         print(f"{path}  {len(parts)} part{'s' if len(parts) > 1 else ''}", flush=True)
         if not dry:
-            command = [sys.executable, "-m", "wandb", "beta", "sync", "--id", path.name, *map(str, parts)]
-            if subprocess.run(command).returncode:
+            command = [sys.executable, "-m", "wandb", "beta", "sync", "--no-skip-online", "--yes"]
+            done = subprocess.run([*command, "--id", path.name, *map(str, parts)])
+            if done.returncode or not all(map(is_synced, parts)):  # it ends with 0 when nothing was sent, too
                 failed.append(path)
-    print(f"{len(todo) - len(failed)} of {len(found)} runs {'to upload' if dry else 'sent'}")
+    print(f"{len(todo) - len(failed)} of {len(runs)} runs {'to upload' if dry else 'sent'}")
     if failed:
         raise RunFailed(f"{len(failed)} of {len(todo)} runs were not uploaded (see above); run it again")
     return DONE
 
 
 def _unsynced(path: Path) -> list[Path]:
-    """The W&B files of a run, oldest first, unless all are uploaded."""
-    files = [file for kind in ("offline-run", "run") for file in path.glob(f"wandb/{kind}-*/*.wandb")]
-    files.sort(
-        key=lambda file: file.parent.name.partition("-run-")[2] or file.parent.name.partition("run-")[2]
-    )
-    return files if any(not Path(f"{file}.synced").exists() for file in files) else []
+    """The parts of a run that are to be uploaded, oldest first. Of parts that were online the last one has it all."""
+    parts = wandb_files(path)
+    online = [part for part in parts if part.parent.name.startswith("run-")]
+    return [part for part in parts if not is_synced(part) and part not in online[:-1]]
 
 
 def _view(words: list[str]) -> int:
     from emabench.report import wandb_views
-    from emabench.runs.tracking import project
 
     kind, rest = words[0], [word for word in words[1:] if word != "--dry-run"]
     if not rest or "=" in rest[0]:
@@ -82,7 +86,7 @@ def _view(words: list[str]) -> int:
     overrides = [word for word in rest[1:] if not word.startswith(("entity=", "seeds="))]
     scale = next((word[6:] for word in overrides if word.startswith("scale=")), "small")
     spec.check_scale(scale)
-    if not own.get("seeds", "1").isdigit() or own.get("seeds") == "0":
+    if not own.get("seeds", "1").isdecimal() or own.get("seeds") == "0":
         raise UserError(f"seeds={own['seeds']}: should be a whole number, 1 or more")
     planned = plan(table, scale, range(int(own.get("seeds") or table.seed_count(scale))), overrides)
     judged = judge(table, scale, gathered(planned), overrides)

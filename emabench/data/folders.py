@@ -6,6 +6,7 @@ the worker draws each image's augmentation from a seed that comes with its index
 
 from __future__ import annotations
 
+import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +119,14 @@ def _loader(folder: Folder, batches: Iterator[list[tuple[int, int]]], workers: i
         # Without one it draws from torch's own generator: a resumed step would then see other dropout.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_stopped_by_the_run_alone,
     )
+
+
+def _stopped_by_the_run_alone(worker: int) -> None:
+    """What asks a job to stop reaches all its processes: those that read data have to last until the step is done."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Plan:

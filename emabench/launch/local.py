@@ -25,11 +25,14 @@ from rich.progress import (
 )
 
 from emabench.config import Config
-from emabench.errors import DONE, INTERRUPTED, Interrupted, RunFailed
+from emabench.errors import DONE, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
 from emabench.launch.plan import check, found
 from emabench.runs import history
-from emabench.runs.directory import Held, RunDirectory
+from emabench.runs.directory import RunDirectory
 from emabench.training.interruption import StopRequest, stop_requests
+
+STOPPED = "stopped; the same command goes on from there"
+LOOK = 2.0  # seconds between two looks at how far runs are
 
 
 def missing(configs: Sequence[Config]) -> list[Config]:
@@ -43,7 +46,9 @@ def missing(configs: Sequence[Config]) -> list[Config]:
 
 
 def run_missing(configs: Sequence[Config], jobs: int = 1, names: Mapping[Path, str] | None = None) -> None:
-    """Run what is missing. Raises UserError before anything starts, Interrupted when asked to stop.
+    """Run what is missing, `jobs` at a time. UserError before anything starts, Interrupted when asked to stop.
+
+    A run goes on to the bit only with the same `jobs`, which say how many threads it has.
 
     `names`: what to call the run of a directory on the terminal, where that says more than its task and run_id.
     """
@@ -54,24 +59,24 @@ def run_missing(configs: Sequence[Config], jobs: int = 1, names: Mapping[Path, s
     check(todo)
     done = len({c.directory() for c in configs}) - len(todo)
     console.print(f"{len(todo)} runs to do, {done} done before", highlight=False)
-    if (
-        jobs == 1 or len(configs) == 1
-    ):  # not by what is left: a run goes on with as many threads as it began with
-        _in_turn(todo, console)
-    else:
-        with stop_requests() as stop:
+    with stop_requests() as stop:
+        if jobs == 1:
+            _in_turn(todo, console, stop)
+        else:
             _side_by_side(todo, jobs, Watch(console, len(todo), names or {}), stop)
 
 
-def _in_turn(todo: list[Config], console: Console) -> None:
+def _in_turn(todo: list[Config], console: Console, stop: StopRequest) -> None:
     from emabench.training.run import run
 
     began = time.monotonic()
     for number, config in enumerate(todo, 1):
         try:
             run(config)
-        except (RunFailed, Held) as error:
+        except (RunFailed, UserError) as error:
             console.print(f"emabench: {error}", highlight=False, markup=False, soft_wrap=True)
+        if stop and number < len(todo):
+            raise Interrupted(STOPPED)
         left = (time.monotonic() - began) / number * (len(todo) - number) / 60
         console.print(f"{number} of {len(todo)} runs done, about {left:.0f} min left", highlight=False)
 
@@ -81,6 +86,7 @@ class Watch:
 
     def __init__(self, console: Console, total: int, names: Mapping[Path, str]) -> None:
         self.names, self.total, self.count, self.began = names, total, 0, time.monotonic()
+        self.looked = -LOOK
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(20),
@@ -97,13 +103,14 @@ class Watch:
         self.bar[path] = self.bars.add_task(name, total=config.steps)
 
     def look(self, running: Iterable[Config]) -> None:
-        """Read from the runs' histories how far they are."""
-        if not self.bars.disable:
+        """Read from the runs' histories how far they are, now and then."""
+        if not self.bars.disable and time.monotonic() - self.looked > LOOK:
+            self.looked = time.monotonic()
             for config in running:
                 step, _ = history.progress(RunDirectory(config.directory()).history, config.steps)
                 self.bars.update(self.bar[config.directory()], completed=step)
 
-    def ended(self, config: Config, status: int) -> None:
+    def ended(self, config: Config, status: int, why: str = "") -> None:
         self.count += 1
         self.bars.update(self.all, completed=self.count)
         self.bars.remove_task(self.bar.pop(config.directory()))
@@ -111,9 +118,8 @@ class Watch:
         words = f"{self.count} of {self.total} runs done, about {left:.0f} min left"
         if failed := status not in (DONE, INTERRUPTED):
             how = f"{signal.Signals(-status).name}, " if status < 0 else ""  # SIGKILL: out of memory, mostly
-            words += (
-                f" FAILED ({how}see {config.directory() / 'log.txt'})\n  {last_words(config.directory())}"
-            )
+            why = why or last_words(config.directory())
+            words += f" FAILED ({how}see {config.directory() / 'log.txt'})\n  {why}"
         if failed or self.bars.disable:
             self.bars.console.print(words, highlight=False, markup=False, soft_wrap=True)
 
@@ -131,14 +137,18 @@ def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest
         with watch.bars:
             while waiting or running:
                 if stop:
-                    raise Interrupted("stopped; the same command goes on from there")
+                    raise Interrupted(STOPPED)
                 while waiting and slots:
                     config, slot = waiting.pop(), slots.pop()
                     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
-                    if gpus:
+                    if gpus and ":" not in config.device:
                         environment["CUDA_VISIBLE_DEVICES"] = ",".join(dealt[slot % len(dealt)])
-                    running[_start(config, environment)] = (config, slot)
                     watch.started(config)
+                    try:
+                        running[_start(config, environment)] = (config, slot)
+                    except UserError as error:
+                        slots.append(slot)
+                        watch.ended(config, MISTAKE, str(error))
                 for process in [p for p in running if p.poll() is not None]:
                     config, slot = running.pop(process)
                     slots.append(slot)
@@ -155,7 +165,7 @@ def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest
             process.wait()
         raise
     if interrupted:
-        raise Interrupted("stopped; the same command goes on from there")
+        raise Interrupted(STOPPED)
 
 
 def last_words(path: Path) -> str:

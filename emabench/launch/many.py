@@ -15,7 +15,6 @@ from emabench.config import Config
 from emabench.errors import UserError
 from emabench.launch import slurm, status
 from emabench.launch.local import default_jobs, run_missing
-from emabench.launch.plan import found
 
 USAGE = "[jobs=N] [launcher=slurm [cluster=PROFILE] [runs_per_job=N]] [--dry-run|--status|--collect]"
 COUNTS = ("jobs", "runs_per_job")
@@ -48,7 +47,7 @@ def read(words: Sequence[str], usage: str, counts: Sequence[str] = COUNTS) -> tu
         elif word.startswith("-"):
             raise UserError(f"{word}: there is no such option; {usage}")
         elif key in counts:
-            if not value.isdigit() or int(value) < 1:
+            if not value.isdecimal() or int(value) < 1:
                 raise UserError(f"{word}: should be a whole number, 1 or more")
             options.counts[key] = int(value)
         elif key == "launcher":
@@ -84,7 +83,7 @@ def _plain(word: str) -> str:
 def _yaml(word: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except Exception as error:  # a YAMLError; or, of a date that there is not, whatever comes (PyYAML 6)
         raise UserError(f"{word}: the value is not YAML") from error
 
 
@@ -102,14 +101,13 @@ def carry_out(name: str, runs: Mapping[str, Config], options: Options, command: 
     if options.action == "--dry-run":
         width = max(map(len, runs))
         for title, config in runs.items():
-            there = found(config)
-            print(f"{title:<{width}}  {config.directory()}  {there.result.status if there else 'to do'}")
+            print(f"{title:<{width}}  {config.directory()}  {status.standing(config, {}).state}")
     elif options.action == "--status":
         status.show(runs)
     elif not options.action and options.launcher == "slurm":
         profile = slurm.profile(options.cluster, options.profile)
         sent = slurm.submit(name, configs, profile, options.counts.get("runs_per_job", 1))
-        jobs = len({run.job for run in sent})
+        jobs = len(set(sent))
         named = f" in {jobs} job{'s' if jobs > 1 else ''} named {sent[0].name}" if sent else ""
         print(f"submitted {len(sent)} of {len(configs)} runs{named}")
         if len(sent) < len(configs):
@@ -119,6 +117,7 @@ def carry_out(name: str, runs: Mapping[str, Config], options: Options, command: 
     else:
         if not options.action:
             names = {config.directory(): title for title, config in runs.items()}
-            run_missing(configs, options.counts.get("jobs") or default_jobs(configs), names)
+            jobs = min(len(configs), options.counts.get("jobs") or default_jobs(configs))
+            run_missing(configs, jobs, names)
         return True
     return False

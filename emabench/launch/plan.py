@@ -30,6 +30,10 @@ def check(configs: Iterable[Config], here: bool = True) -> None:
         module = tasks.load(config.task_name)
         options = checked(module.Options, config.task, at="task")
         module.Task.check(options, config.batch_size)
+        if config.devices > 1:
+            from emabench.training import several  # imports torch, as the task has by now
+
+            several.check(config, config.devices)
         if here:
             _check_data(config)
 

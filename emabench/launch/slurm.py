@@ -18,14 +18,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn, Self
 
 import submitit
-import yaml
-from pydantic import Field
-from submitit.core.utils import FailedJobError
+from pydantic import BeforeValidator, Field, model_validator
 
 from emabench.config import Config, Count, Positive, Section, checked
 from emabench.errors import INTERRUPTED, Interrupted, RunFailed, UserError, nearest
@@ -33,25 +31,36 @@ from emabench.launch.local import missing, run_missing
 from emabench.launch.plan import check
 from emabench.paths import conf_dir
 from emabench.runs.directory import RunDirectory
-from emabench.runs.files import write_text
+from emabench.runs.files import read_yaml, write_text
+
+# An account of digits alone is a word all the same.
+Word = Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 
 class Profile(Section):
     """What a job asks of the cluster: `conf/cluster/default.yaml` says what each key means."""
 
-    partition: str | None
-    account: str | None
-    qos: str | None
-    constraint: str | None
+    partition: Word
+    account: Word
+    qos: Word
+    constraint: Word
     gpus: Annotated[int, Field(ge=0)]
     cpus: Count
-    mem: str | None
+    mem: Word
     hours: Positive
     notice: Count
     requeues: Annotated[int, Field(ge=0)]
     parallel: Count
     setup: list[str]
     sbatch: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _is_told_in_time(self) -> Self:
+        if self.notice >= 3600 * self.hours:
+            raise ValueError(
+                f"notice={self.notice}: is as long as the whole job (hours={self.hours:g}); lower it"
+            )
+        return self
 
 
 def profile(name: str, changes: Mapping[str, Any]) -> Profile:
@@ -62,24 +71,22 @@ def profile(name: str, changes: Mapping[str, Any]) -> Profile:
         close = nearest(name, [file.stem for file in folder.glob("*.yaml")])
         raise UserError(f"cluster={name}: there is no such profile{close}; or give the path of a YAML file")
     try:
-        values = [
-            yaml.safe_load(p.read_text(encoding="utf-8")) or {} for p in (folder / "default.yaml", path)
-        ]
+        values = [read_yaml(p) or {} for p in (folder / "default.yaml", path)]
         return checked(Profile, {**values[0], **values[1], **changes}, at="cluster")
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"cluster={name}: {path} is not a YAML file of keys and values") from error
 
 
 class Job:
-    """What is pickled at submission and called on the cluster: some runs, side by side."""
+    """What is pickled at submission and called on the cluster: some runs, `jobs` of them side by side."""
 
-    def __init__(self, configs: Sequence[Config]) -> None:
-        self.configs = [config.model_dump() for config in configs]
+    def __init__(self, configs: Sequence[Config], jobs: int) -> None:
+        self.configs, self.jobs = [config.model_dump() for config in configs], jobs
 
     def __call__(self) -> None:
         configs = [checked(Config, values) for values in self.configs]
         try:
-            run_missing(configs, jobs=len(configs))
+            run_missing(configs, self.jobs)
         except Interrupted:
             hand_back()
         if failed := missing(configs):
@@ -124,15 +131,16 @@ def outside_jobs() -> Iterator[None]:
 
 
 class Submitted(NamedTuple):
-    """Where a run was sent. The name is of one submission: job numbers begin anew on another cluster."""
+    """Where a run was sent: the name is of one submission, for job numbers begin anew on another cluster."""
 
     name: str
-    job: str
+    place: int  # in the array
 
 
 class Queued(NamedTuple):
     """A job as the queue has it."""
 
+    job: str  # its number, 17_3 say
     state: str  # PENDING, RUNNING, …
     reason: str  # why it is pending
 
@@ -160,7 +168,8 @@ def _alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"results_dir={folder.parent}: cannot write {folder} ({error.strerror})") from error
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: where it matters, a run says so
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -175,6 +184,11 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
         return []
     check(todo, here=False)
     for config in todo:
+        if profile.gpus and config.devices > profile.gpus and config.device != "cpu":
+            raise UserError(
+                f"devices={config.devices}: a job has cluster.gpus={profile.gpus} of them; "
+                f"give it cluster.gpus={config.devices}"
+            )
         RunDirectory(config.directory()).prepare(config)
     name = f"{title}-{secrets.token_hex(3)}"
     executor = submitit.SlurmExecutor(
@@ -182,26 +196,31 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
     )
     executor.update_parameters(**_parameters(name, profile))
     # Begun anew once, here: a requeued job has to go on.
-    again = [RunDirectory(config.directory()) for config in todo if config.rerun]
+    again = [
+        directory
+        for config in todo
+        if config.rerun
+        if not (directory := RunDirectory(config.directory())).rerun_begun.exists()
+    ]
     todo = [config.model_copy(update={"rerun": False}) for config in todo]
     groups = [todo[start : start + runs_per_job] for start in range(0, len(todo), runs_per_job)]
-    try:
-        with ExitStack() as stack:
-            for directory in again:
-                with directory.locked():
-                    stack.enter_context(directory.anew())  # and as it was where the jobs are refused
-            stack.enter_context(outside_jobs())
-            stack.enter_context(
-                redirect_stderr(io.StringIO())
-            )  # an error is printed there and raised as well
-            jobs = executor.submit_array([Job(group) for group in groups])
-    except FailedJobError as error:
-        raise UserError(f"sbatch refused the job: {str(error).strip().splitlines()[-1]}") from error
-    sent = []
-    for job, group in zip(jobs, groups, strict=True):
-        for config in group:
-            sent.append(Submitted(name, job.job_id))
-            write_text(_record(config), json.dumps(sent[-1]._asdict()) + "\n")
+    sent = [Submitted(name, place) for place, group in enumerate(groups) for _ in group]
+    with ExitStack() as stack:
+        for directory in again:
+            with directory.locked():
+                stack.enter_context(directory.anew())  # and as it was where the jobs are refused
+        # Noted before they are in the queue: whatever breaks this off, no run is submitted twice.
+        for config, job in zip(todo, sent, strict=True):
+            write_text(_record(config), json.dumps(job._asdict()) + "\n")
+        stack.enter_context(outside_jobs())
+        stack.enter_context(redirect_stderr(io.StringIO()))  # an error is printed there and raised as well
+        try:
+            executor.submit_array([Job(group, runs_per_job) for group in groups])
+        except (RuntimeError, OSError, IndexError) as error:  # sbatch's own, or that it cannot be run or read
+            for config in todo:
+                _record(config).unlink(missing_ok=True)
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"sbatch refused the jobs: {said[-1]}") from error
     return sent
 
 
@@ -232,25 +251,33 @@ def _record(config: Config) -> Path:
 
 
 def submitted(config: Config) -> Submitted | None:
-    """The job that a run was last submitted as, None where it never was."""
+    """Where a run was last sent, None where it never was."""
     try:
-        return Submitted(**json.loads(_record(config).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = json.loads(_record(config).read_text(encoding="utf-8"))
+        return Submitted(str(found["name"]), int(found["place"]))
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def log(config: Config, sent: Submitted) -> Path:
-    """What the job of a run printed."""
-    return Path(config.results_dir) / ".slurm" / sent.name / f"{sent.job}_0_log.out"
+def log(config: Config, sent: Submitted) -> Path | None:
+    """What the job of a run printed; None where it never began."""
+    found = (Path(config.results_dir) / ".slurm" / sent.name).glob("*_log.out")
+    return next((path for path in found if _place(path.name.removesuffix("_0_log.out")) == sent.place), None)
 
 
 def queue() -> dict[Submitted, Queued]:
     """This user's jobs that wait or run. Raises UserError where SLURM does not answer."""
     found = {}
     for line in _squeue("--me", "--format=%j|%i|%T|%r"):
-        name, job, state, reason = line.split("|", 3)
-        found[Submitted(name, job)] = Queued(state, reason)
+        name, job, state, reason = (*line.split("|", 3), "", "", "")[:4]
+        found[Submitted(name, _place(job))] = Queued(job, state, reason)
     return found
+
+
+def _place(job: str) -> int:
+    """The place of a job in its array: 3 of 17_3; an array of one is a job without."""
+    place = job.partition("_")[2]
+    return int(place) if place.isdecimal() else 0
 
 
 def _squeue(*words: str, timeout: float = 120) -> list[str]:

@@ -17,8 +17,9 @@ from emabench.launch import slurm
 from emabench.launch.local import last_words
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory
+from emabench.runs.result import DamagedResult
 
-ORDER = ("finished", "diverged", "failed", "running", "completing", "pending", "stopped", "to do")
+ORDER = ("finished", "diverged", "failed", "damaged", "running", "completing", "pending", "stopped", "to do")
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,27 @@ class Standing:
 
 
 def standing(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> Standing:
-    """What is known of a run: the queue's word before that of its files, for it may be running anew."""
+    """What is known of a run: a result that counts, else the queue's word before that of its files."""
     directory = RunDirectory(config.directory())
     step, left = history.progress(directory.history, config.steps)
+    try:
+        result = directory.result()
+    except DamagedResult as error:
+        return Standing("damaged", step, None, "", f"{error}; remove it")
+    if result and result.status != "failed":
+        return Standing(result.status, step, None, "", result.reason or "")
     sent = slurm.submitted(config)
-    job = sent.job if sent else ""
     if sent and sent in queue:
-        state, reason = queue[sent]
+        job, state, reason = queue[sent]
         running = state == "RUNNING"
         return Standing(state.lower(), step, left if running else None, job, "" if running else reason)
     if directory.held():
         return Standing("running", step, left, "", "")
-    if result := directory.result():
-        return Standing(result.status, step, None, job, result.reason or "")
-    if sent:
-        return Standing("stopped", step, None, job, f"see {slurm.log(config, sent)}")
-    return Standing("stopped" if step else "to do", step, None, job, last_words(directory.path))
+    if result:
+        return Standing(result.status, step, None, "", result.reason or "")
+    if sent and (log := slurm.log(config, sent)):
+        return Standing("stopped", step, None, "", f"see {log}")
+    return Standing("stopped" if step else "to do", step, None, "", last_words(directory.path))
 
 
 def show(runs: Mapping[str, Config]) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import yaml
-
-from emabench.config import Config, checked
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
+from emabench.runs.directory import RunDirectory
+from emabench.runs.named import read_config
 from emabench.training.interruption import stop_without
 
 
@@ -21,7 +20,7 @@ def main(directory: Path) -> int:
     try:
         from emabench.training.run import run
 
-        run(checked(Config, yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))))
+        run(read_config(RunDirectory(directory)))
     except UserError as error:
         print(f"emabench: {error}", file=sys.stderr)
         return MISTAKE

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import yaml
 
@@ -35,6 +38,8 @@ class RunDirectory:
         self.exported = path / "export"
         self.measuring = path / "measuring"  # rows of a measurement that is under way
         self.error = path / "error.txt"
+        # There from `anew` to the next result: what is unfinished is of the new run already.
+        self.rerun_begun = path / ".rerun"
 
     def prepare(self, config: Config) -> None:
         """Make the directory and write `config.yaml`; one that belongs to another configuration is refused."""
@@ -67,18 +72,16 @@ class RunDirectory:
         with _writable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _taken(file, self.path, patience=1):  # `held` takes it too, for a moment
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise Held(f"{self.path}: is being run by {holder}; wait for it, or stop it first") from error
+            raise Held(f"{self.path}: is being run by {holder}; wait for it, or stop it first")
         try:
             with suppress(OSError):  # a full disk: the lock holds without a name in it
                 os.ftruncate(file.fileno(), 0)
-                os.write(file.fileno(), f"process {os.getpid()}".encode())
-            for folder in (self.checkpoints, self.snapshots):
+                os.write(file.fileno(), f"process {os.getpid()} of {socket.gethostname()}".encode())
+            for folder in (self.path, self.checkpoints, self.snapshots, self.measuring):
                 remove_leftovers(folder)
             yield
         finally:
@@ -88,12 +91,9 @@ class RunDirectory:
         """Whether a process of this machine (or of one that shares its locks) holds the run."""
         try:
             with (self.path / ".lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
+                return not _taken(file, self.path, shared=True)
+        except (OSError, UserError):  # none there, or nothing that could be asked
             return False
-        except OSError:
-            return True
-        return False
 
     def result(self) -> Result | None:
         """The result, None while there is none. Raises DamagedResult."""
@@ -102,6 +102,8 @@ class RunDirectory:
     @contextmanager
     def anew(self) -> Iterator[None]:
         """Inside the block nothing is there of what training left; afterwards it is gone, or back if that raised.
+
+        For `rerun=true`, given once or again: where `rerun_begun` is there, this was done and the new run has begun.
 
         The result goes last: a crash in between leaves a finished run, or one with nothing to go on from.
         """
@@ -121,15 +123,17 @@ class RunDirectory:
             if each.exists():
                 each.rename(before / each.name)
         self.checkpoints.mkdir()
+        self.rerun_begun.touch()
         try:
             yield
         except BaseException:
+            self.rerun_begun.unlink()
             self.checkpoints.rmdir()
             for each in before.iterdir():
                 each.rename(self.path / each.name)
             raise
         finally:
-            shutil.rmtree(before)
+            shutil.rmtree(before, ignore_errors=True)
 
     def keep_row(self, step: int, row: Row) -> None:
         """Keep what was measured of one set of weights, for a measurement that is stopped before its last."""
@@ -146,6 +150,27 @@ class RunDirectory:
 
     def write_result(self, result: Result) -> None:
         write_text(self.result_file, to_json(result))
+        if result.status != "failed":
+            self.rerun_begun.unlink(missing_ok=True)
+
+
+def _taken(file: IO[str], path: Path, shared: bool = False, patience: float = 0) -> bool:
+    """Lock a file, unless another process has it locked for longer than `patience` seconds."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.02)
+        except OSError as error:
+            file.close()
+            raise UserError(
+                f"results_dir={path.parent.parent}: its file system locks no files ({error.strerror}), so two "
+                "processes could have one run; mount it with flock, or choose another with results_dir=…"
+            ) from error
 
 
 @contextmanager

@@ -60,42 +60,43 @@ class WandbTracker:
         for mode in modes:
             try:
                 self.run = _init(config, directory, mode)
-                if mode == "offline":
-                    self._tell_from_the_start()
+                self._tell_from_the_start(mode)
                 return
             except Exception as error:  # whatever wandb raises, training goes on
                 then = "going on offline; `emabench wandb sync` uploads the run later"
                 self._give_up(error, then if mode == "online" else "going on without it")
 
-    def _tell_from_the_start(self) -> None:
-        """Take the place of the offline parts of this run that are not uploaded: one that was killed lacks its end.
+    def _tell_from_the_start(self, mode: Mode) -> None:
+        """Tell what `history.jsonl` has up to where the run is taken up again: one that was killed has not told all.
 
-        `history.jsonl`, up to where the run is taken up again, has all that they were told, and is whole.
+        Online, W&B takes none of the steps that it has. Parts of the run that are not uploaded have had their use
+        then; offline too, where nothing is uploaded yet, for the new part has all of theirs.
         """
-        parts = [file.parent for file in self.directory.path.glob("wandb/*run-*/*.wandb")]
-        earlier = [part for part in parts if not part.samefile(Path(self.run.dir).parent)]
-        if any(part.name.startswith("run-") or [*part.glob("*.synced")] for part in earlier):
-            return  # what W&B has is gone on with
-        file = self.directory.history
-        for line in history.lines(file) if file.exists() else ():
+        here = Path(self.run.dir).parent
+        earlier = [path for path in wandb_files(self.directory.path) if not path.parent.samefile(here)]
+        kept = [path for path in earlier if path.parent.name.startswith("run-") or is_synced(path)]
+        if mode == "offline" and kept:
+            return  # gone on with
+        for line in history.lines(self.directory.history) if _told_before(self.directory) else ():
             step = line.pop("step")
             if "eval" in line:
                 self._send_rows(step, line["eval"])
             else:
                 line.pop("wall", None)
                 self.log(step, line)
-        for part in earlier:
-            shutil.rmtree(part, ignore_errors=True)
+        for path in set(earlier) - set(kept) if self.run else ():
+            shutil.rmtree(path.parent, ignore_errors=True)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._send({"step": step} | {f"train/{name}": value for name, value in values.items()})
+        self._send(step, {f"train/{name}": value for name, value in values.items()})
 
     def measure(self, step: int, rows: Sequence[Row]) -> None:
         self._send_rows(step, {row.average: row.metrics for row in rows})
 
     def _send_rows(self, step: int, rows: Mapping[str, Mapping[str, float | None]]) -> None:
-        named = {f"eval/{average}/{name}": v for average, row in rows.items() for name, v in row.items()}
-        self._send({"step": step} | named)
+        self._send(
+            step, {f"eval/{average}/{name}": v for average, row in rows.items() for name, v in row.items()}
+        )
 
     def finish(self, result: Result | None) -> None:
         """`result` is None where the run ended early; W&B shows it as failed, until it is resumed."""
@@ -108,20 +109,23 @@ class WandbTracker:
             if result and result.status == "finished":
                 averages = [row.average for row in result.rows]
                 self._send(
-                    {"step": result.steps, "result": _table(result)}
-                    | _pictures(self.directory.artifacts, averages)
+                    result.steps, {"result": _table(result)} | _pictures(self.directory.artifacts, averages)
                 )
                 if self.config.log_weights and self.run:
                     self.run.log_artifact(_weights(result, self.directory.exported))
             if self.run:
+                here, online = Path(self.run.dir).parent, not self.run.offline
                 self.run.finish(exit_code=0 if result and result.status == "finished" else 1)
+                for path in here.glob("*.wandb") if online else ():
+                    _synced(path).touch()
         except Exception as error:
             self._give_up(error, "the run's files are whole, and `emabench wandb sync` uploads the rest")
 
-    def _send(self, values: dict[str, Any]) -> None:
+    def _send(self, step: int, values: dict[str, Any]) -> None:
+        """W&B's own step is the optimiser's: what a resumed run tells again, it drops."""
         if self.run:
             try:
-                self.run.log(values)
+                self.run.log({"step": step} | values, step=step)
             except Exception as error:
                 self._give_up(error, "going on without it")
 
@@ -136,8 +140,28 @@ def tracker(config: Config, directory: RunDirectory, say: Callable[[str], None])
     return NoTracker() if config.log == "none" else WandbTracker(config, directory, say)
 
 
+def _told_before(directory: RunDirectory) -> bool:
+    """Whether training goes on from somewhere: then the history holds what led there."""
+    return directory.history.exists() and directory.history.stat().st_size > 0
+
+
+def wandb_files(run: Path) -> list[Path]:
+    """The files of a run's parts in W&B's own form, oldest first: `offline-run-…` and (online) `run-…`."""
+    return sorted(run.glob("wandb/*run-*/*.wandb"), key=lambda path: path.parent.name.partition("run-")[2])
+
+
+def is_synced(path: Path) -> bool:
+    """Whether a part is uploaded to its end."""
+    return _synced(path).exists()
+
+
+def _synced(path: Path) -> Path:
+    """The mark that `wandb sync` leaves, and a run that was online to its end."""
+    return path.with_name(f"{path.name}.synced")
+
+
 @functools.cache
-def _why_offline() -> str:
+def why_offline() -> str:
     """Why W&B cannot be used now, "" where it can. Asked once a process: each asking may take REACH seconds."""
     import wandb
 
@@ -155,7 +179,7 @@ def _why_offline() -> str:
 def _init(config: Config, directory: RunDirectory, mode: Mode) -> Any:
     import wandb
 
-    if mode == "online" and (why := _why_offline()):
+    if mode == "online" and (why := why_offline()):
         raise RuntimeError(why)
     run = wandb.init(
         project=project(),
@@ -167,9 +191,8 @@ def _init(config: Config, directory: RunDirectory, mode: Mode) -> Any:
         config=identity(config),
         dir=directory.path,
         mode=mode,
-        resume="allow"
-        if mode == "online"
-        else None,  # parts of one offline run are joined by their id at sync
+        # Gone on with; None takes the place of what there is of an earlier training. Offline parts are joined at sync.
+        resume="allow" if mode == "online" and _told_before(directory) else None,
         reinit="create_new",
         settings=wandb.Settings(
             silent=True,

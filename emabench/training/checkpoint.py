@@ -33,7 +33,9 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     data = buffer.getbuffer()
     path = directory / f"step-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
     write_atomically(path, data)
-    for _, old in _found(directory)[keep:]:
+    found = _found(directory)
+    later = sum(at > step for at, _ in found)  # damaged, or training would have gone on from there
+    for _, old in [*found[:later], *found[later + keep :]]:
         if old != path:
             old.unlink(missing_ok=True)
     return path
@@ -92,9 +94,12 @@ def copied(value: Any, memo: dict[Any, Tensor]) -> Any:
 def load_latest(directory: Path, warn: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
     """The newest whole checkpoint as (step, state), on the CPU; None where there is none."""
     for step, path in _found(directory):
-        data = path.read_bytes()
         match = NAME.fullmatch(path.name)
         why = "its bytes do not give the sum in its name"
+        try:
+            data = path.read_bytes()
+        except OSError as error:  # a bad sector, say
+            match, why = None, str(error.strerror)
         if match and hashlib.sha256(data).hexdigest()[:16] == match[2]:
             try:
                 return step, torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -30,9 +30,8 @@ from emabench.training.environment import resolve_device
 T = TypeVar("T")
 ENDED = "ended"  # the key under which the first process that cannot go on says why
 GRACE = 5.0  # seconds that the others have to notice by themselves
-PATIENCE = timedelta(
-    days=7
-)  # for one process that measures while the others wait; a dead one is noticed at once
+WRITING = 60.0  # the same where they were asked to stop: the first may be writing its checkpoint
+WEEK = timedelta(days=7)  # one process may measure while the others wait; a dead one is noticed at once
 KINDS: dict[str, tuple[type[Exception], int]] = {
     "mistake": (UserError, MISTAKE),
     "failed": (RunFailed, FAILED),
@@ -80,9 +79,8 @@ class Group:
 
     def __init__(self, rank: int = 0, world: int = 1, sharded: bool = False) -> None:
         self.rank, self.world, self.sharded = rank, world, sharded
-        self.on_failure: Callable[[Reason], None] = lambda why: (
-            None
-        )  # called where this process hangs and must end
+        # Called where this process hangs and must end because another has failed.
+        self.on_failure: Callable[[Reason], None] = lambda why: None
         self.reason: Callable[[], Reason | None] = lambda: None
         self._control: Any = None  # a gloo group for decisions: they wait for no GPU
         self._own: Any = None  # this process alone as a group
@@ -106,7 +104,7 @@ class Group:
             world_size=self.world,
             device_id=device if cuda else None,
         )
-        self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._control = dist.new_group(backend="gloo", timeout=WEEK)
 
     # -- deciding alike -----------------------------------------------------------------------------------------
 
@@ -292,9 +290,10 @@ def _watch(store: dist.Store, group: Group, done: threading.Event) -> None:
             why = reason(store)
         except RuntimeError:
             return
-        if why is None or done.wait(GRACE):
+        if why is None or done.wait(WRITING if why.kind == "interrupted" else GRACE):
             continue
-        group.on_failure(why)
+        if why.kind == "failed":
+            group.on_failure(why)
         if group.first:
             print(f"emabench: {why.text}", file=sys.stderr, flush=True)
         os._exit(KINDS[why.kind][1])

@@ -7,8 +7,8 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -25,6 +25,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._error: Callable[[], BaseException] | None = None
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -35,19 +36,43 @@ class StopRequest:
         if number == signal.SIGHUP:
             leave_terminal()
         self.signal = signal.Signals(number)
+        if self._error:
+            raise self._error()
+
+    @contextmanager
+    def at_once(self, error: Callable[[], BaseException]) -> Iterator[None]:
+        """Inside the block a signal raises `error()` then and there: for what need not be finished first."""
+        self._error = error
+        try:
+            if self:
+                raise error()
+            yield
+        finally:
+            self._error = None
+
+
+_listening: StopRequest | None = None
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen for the signals while training; the handlers that were there before come back afterwards."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may install handlers
+    """Listen for the signals while training; the handlers that were there before come back afterwards.
+
+    Within another such block it is that one's request: whoever runs several runs hears of what came during one.
+    """
+    global _listening
+    if _listening is not None:
+        yield _listening
         return
+    if threading.current_thread() is not threading.main_thread():
+        yield StopRequest()  # only the main thread may install handlers
+        return
+    request = _listening = StopRequest()
     before: dict[signal.Signals, Any] = {s: signal.signal(s, request._handle) for s in heeded()}
     try:
         yield request
     finally:
+        _listening = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -55,8 +80,9 @@ def stop_requests() -> Iterator[StopRequest]:
 def leave_terminal() -> None:
     """Write no more to a terminal that has hung up: that would be an error each time. Files are written on."""
     for number in (1, 2):
-        if stat.S_ISCHR(os.fstat(number).st_mode):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        with suppress(OSError):  # closed already
+            if stat.S_ISCHR(os.fstat(number).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def stop_without(parent: int) -> None:

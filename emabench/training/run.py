@@ -92,11 +92,13 @@ def _held(config: Config, directory: RunDirectory, group: Group) -> Iterator[Res
         if group.first:
             stack.enter_context(directory.locked())
             directory.prepare(config)
-            if config.rerun and directory.result_file.exists():  # whole or damaged
+            if config.rerun and not directory.rerun_begun.exists():
                 with directory.anew():
                     pass
             there = directory.result()
-            if there and there.status == "failed":
+            if there and there.status == "failed":  # it is tried again
+                directory.result_file.unlink()
+                directory.error.unlink(missing_ok=True)
                 there = None
         yield group.from_first(there)
 
@@ -446,14 +448,15 @@ class Training:
         mine = lacking[group.rank :: group.world] if dealt else lacking
         if not group.alike(self.model):
             mine = lacking if group.first else []
+        # Of several processes the first says so with its own words, the others at once.
+        stopped = self._interrupted if group.first else KeyboardInterrupt
         rows: dict[str, Row] = {}
         began = time.perf_counter()
         for name in mine:
-            if bool(self.stop) if dealt else group.agree(bool(self.stop))[0]:
-                break
             self.progress.phase(f"step {self.step}/{self.config.steps}  measuring {name}")
             here = time.perf_counter()
-            with self.in_place(name):
+            # The checkpoint of this step is on its way: nothing here has to be finished before the process ends.
+            with self.stop.at_once(stopped), self.in_place(name):
                 rows[name] = measured(name, profiles[name], self.task.evaluate())
                 if artifacts and (dealt or group.first):
                     folder = self.directory.artifacts / name
@@ -469,8 +472,6 @@ class Training:
             rows |= found
         rows |= kept
         self.seconds["evaluate_s"] += time.perf_counter() - began
-        if len(rows) < len(profiles):
-            raise self._interrupted()
         if group.first:
             self.directory.forget_rows()
         return [rows[name] for name in profiles]

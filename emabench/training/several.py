@@ -61,9 +61,8 @@ def run(config: Config) -> Result:
         try:
             while not processes.join(timeout=0.5, grace_period=PATIENCE):
                 if stop and not told:
-                    told = (
-                        True  # SIGTERM, which may come twice: of Ctrl-C they hear from the terminal as well
-                    )
+                    # SIGTERM, which may come twice: of Ctrl-C they hear from the terminal as well.
+                    told = True
                     for number in processes.pids():
                         with suppress(ProcessLookupError):
                             os.kill(number, signal.SIGTERM)
@@ -74,6 +73,9 @@ def run(config: Config) -> Result:
                 if process.is_alive():
                     process.kill()
     why = distributed.reason(store)
+    if stop and isinstance(died, mp.ProcessExitedException) and (why is None or died.signal_name):
+        # One was hit before it listened, importing torch say.
+        raise Interrupted(f"{directory.path}: stopped; the same command goes on from the last checkpoint")
     result = directory.result()
     failed = why is None or (result is not None and result.status == "failed")
     if isinstance(died, mp.ProcessExitedException) and died.signal_name and failed:

@@ -16,15 +16,17 @@ import pytest
 import yaml
 from rich.console import Console
 
+from emabench import cli
 from emabench.cli import main
 from emabench.config import Config
-from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE
+from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted
 from emabench.launch import local
 from emabench.launch.local import Watch, default_jobs, missing, run_missing
 from emabench.launch.status import standing
 from emabench.paths import COMMAND
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory, run_directories
+from emabench.runs.result import Result
 from tests.test_config import config
 
 
@@ -61,6 +63,7 @@ def test_a_bad_job_is_said_before_the_first_starts(
     ("words", "said"),
     [
         (["task=moco", "task.queue=64,65"], "task.queue=65: must be a multiple"),
+        (["task=quadratic", "devices=2", "seed=0,1"], "devices=2: task quadratic trains in one process"),
         (["task=td3", "task.environment=Pendulum-v1,Nix-v0"], "task.environment=Nix-v0"),
         (["task=bert", "task.heads=2,3"], "task.heads=3: does not divide"),
         (["task=classification", "task.data=digits,cifar100"], "task.data=cifar100: not found"),
@@ -123,6 +126,8 @@ def test_a_table_whose_runs_fail_says_so_and_fails(
     [
         (["device=auto,cpu"], "device=cpu: is the same run as device=auto"),
         (["jobs=two"], "jobs=two: should be a whole number"),
+        (["jobs=²"], "jobs=²: should be a whole number"),
+        (["launcher=slurm", "cluster.hours=2026-99-99"], "cluster.hours=2026-99-99: the value is not YAML"),
         (["launcher=slurm", "jobs=2"], "jobs=2: is for launcher=local"),
         (["cluster=local"], "cluster=local: is for launcher=slurm"),
         (["hydra/launcher=joblib"], "hydra/launcher=joblib: is neither local"),
@@ -330,6 +335,41 @@ def test_a_run_that_another_process_has_takes_no_other_down(
     assert "is being run by process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_whose_files_are_damaged_takes_no_other_down(
+    jobs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [smoke(tmp_path, f"seed={seed}") for seed in range(3)]
+    RunDirectory(runs[0].directory()).prepare(runs[0])
+    RunDirectory(runs[0].directory()).config.write_text("{")
+    run_missing(runs, jobs)
+    assert [RunDirectory(run.directory()).result_file.exists() for run in runs] == [False, True, True]
+    assert f"{runs[0].directory() / 'config.yaml'}: is damaged" in capsys.readouterr().err
+    (runs[1].directory() / "result.json").write_text("{")
+    states = [standing(run, {}).state for run in runs]
+    assert states == ["to do", "damaged", "finished"]
+
+
+def test_a_signal_while_a_run_ends_stops_those_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when nothing of the first is left to stop: its result is kept, the second does not begin."""
+    write = RunDirectory.write_result
+
+    def writing(self: RunDirectory, result: Result) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(self, result)
+
+    monkeypatch.setattr(RunDirectory, "write_result", writing)
+    runs = [smoke(tmp_path, f"seed={seed}") for seed in range(2)]
+    with pytest.raises(Interrupted):
+        run_missing(runs)
+    assert [RunDirectory(run.directory()).path.exists() for run in runs] == [True, False]
+    assert (there := RunDirectory(runs[0].directory()).result()) and there.status == "finished"
+    with pytest.raises(KeyboardInterrupt), cli._stopped_by_signals():
+        os.kill(os.getpid(), signal.SIGTERM)  # afterwards signals are whose they were
+
+
 def test_runs_at_a_time_by_what_each_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, four = smoke(tmp_path), smoke(tmp_path, "devices=4")
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
@@ -347,6 +387,7 @@ def test_runs_at_a_time_by_what_each_asks_for(tmp_path: Path, monkeypatch: pytes
         return type("Process", (), {"poll": lambda self: 0, "returncode": 0})()
 
     monkeypatch.setattr(local, "_start", start)
-    many = [on_gpus[1].model_copy(update={"seed": seed}) for seed in range(2)]
+    words = ("device=auto", "task=ddpm", "devices=4")
+    many = [config(f"results_dir={tmp_path}", *words, f"seed={seed}") for seed in range(2)]
     run_missing(many, jobs=2)
     assert sorted(seen) == ["0,1,2,3", "4,5,6,7"]

@@ -25,6 +25,7 @@ from emabench.config import Config
 from emabench.errors import DONE, MISTAKE, UserError
 from emabench.launch import slurm
 from emabench.launch.local import run_missing
+from emabench.launch.status import standing
 from emabench.paths import conf_dir
 from emabench.runs import history
 from emabench.runs.directory import Held, RunDirectory, run_directories
@@ -80,7 +81,7 @@ def test_an_interrupted_job_is_requeued_and_gives_what_a_local_run_gives(
     runs = long_runs(tmp_path / "job")
     executor = submitit.LocalExecutor(tmp_path / "log")
     executor.update_parameters(timeout_min=10, stderr_to_stdout=True)
-    job = executor.submit(slurm.Job(runs))
+    job = executor.submit(slurm.Job(runs, jobs=2))
     wait_until(lambda: any(steps_done(run.directory()) for run in runs), "one trains")
     os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the job
     job.result()
@@ -119,8 +120,9 @@ def test_every_profile_starts_from_the_default(tmp_path: Path) -> None:
     assert [slurm.profile(path.stem, {}) for path in (conf_dir() / "cluster").glob("*.yaml")]
     mine = tmp_path / "mine.yaml"
     mine.write_text("partition: a100\nsetup: [module load cuda]\n")
-    asked = slurm.profile(str(mine), {"hours": 4, "sbatch": {"nice": 100}})
+    asked = slurm.profile(str(mine), {"hours": 4, "sbatch": {"nice": 100}, "account": 12345})
     assert (asked.partition, asked.hours, asked.gpus) == ("a100", 4, slurm.profile("default", {}).gpus)
+    assert asked.account == "12345"
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,7 @@ def test_every_profile_starts_from_the_default(tmp_path: Path) -> None:
         ("locl", {}, "did you mean 'local'"),
         ("local", {"gpu": 1}, "did you mean 'gpus'"),
         ("local", {"cpus": 0}, "cluster.cpus=0"),
+        ("local", {"hours": 0.01}, "notice=60: is as long as the whole job"),
         ("local", {"hours": "24:00"}, "cluster.hours=24:00"),
         ("no/such.yaml", {}, "no/such.yaml"),
     ],
@@ -151,15 +154,71 @@ def test_without_slurm_it_is_said(
     assert not run_directories(tmp_path)
 
 
+def stub(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_runs_are_noted_before_they_are_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever breaks a submission off after sbatch, the next one finds its jobs in the queue."""
+    results = tmp_path / "results"
+    runs = [config(f"results_dir={results}", f"seed={seed}") for seed in range(3)]
+    noted = " && ".join(f"test -s '{run.directory() / 'job.json'}'" for run in runs)
+    stub(tmp_path, "sbatch", f"{noted} && kill -INT $PPID; sleep 1; echo Submitted batch job 7")
+    stub(tmp_path, "srun", "exit 0")
+    stub(tmp_path, "squeue", f"cat {tmp_path}/queue 2>/dev/null; exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    profile = slurm.profile("local", {})
+    with pytest.raises(KeyboardInterrupt):
+        slurm.submit("sweep", runs, profile, 2)
+    name = next((results / ".slurm").glob("sweep-*")).name
+    (tmp_path / "queue").write_text(
+        f"{name}|7_0|RUNNING|None\n{name}|7_1|PENDING|Priority\nother|8|RUNNING|\n"
+    )
+    assert slurm.submit("sweep", runs, profile, 2) == []
+    assert {slurm.queue()[job].job for run in runs if (job := slurm.submitted(run))} == {"7_0", "7_1"}
+    states = [standing(run, slurm.queue()) for run in runs]
+    assert [(at.state, at.job) for at in states] == [
+        ("running", "7_0"),
+        ("running", "7_0"),
+        ("pending", "7_1"),
+    ]
+
+
+@pytest.mark.parametrize("answer", ["exit 1", "echo what?", "echo Invalid array >&2; exit 1"])
+def test_whatever_sbatch_says_is_said_in_words(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub(tmp_path, "sbatch", answer)
+    stub(tmp_path, "srun", "exit 0")
+    stub(tmp_path, "squeue", "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    runs = [config(f"results_dir={tmp_path / 'results'}", f"seed={seed}") for seed in range(2)]
+    with pytest.raises(UserError, match=r"sbatch refused the jobs: ."):
+        slurm.submit("sweep", runs, slurm.profile("local", {}), 1)
+    assert not any(slurm.submitted(run) for run in runs)
+
+
+def test_more_processes_than_a_job_has_gpus_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub(tmp_path, "sbatch", "exit 1")
+    stub(tmp_path, "squeue", "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    run = config(f"results_dir={tmp_path / 'results'}", "task=ddpm", "devices=4", "device=auto")
+    with pytest.raises(UserError, match=r"devices=4: .* cluster.gpus=4"):
+        slurm.submit("sweep", [run], slurm.profile("default", {}), 1)
+
+
 def test_what_the_cluster_refuses_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """rerun=true forgets what was found only once the jobs are in the queue."""
     run = config(f"results_dir={tmp_path / 'results'}", "device=cpu", "rerun=true")
     run_missing([run])
     directory = RunDirectory(run.directory())
     before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
-    for name, answer in (("sbatch", "echo invalid partition >&2; exit 1"), ("squeue", "exit 0")):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
-        (tmp_path / name).chmod(0o755)
+    stub(tmp_path, "sbatch", "echo invalid partition >&2; exit 1")
+    stub(tmp_path, "srun", "exit 0")
+    stub(tmp_path, "squeue", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(UserError, match="refused"):
         slurm.submit("quadratic", [run], slurm.profile("local", {}), 1)
@@ -213,8 +272,9 @@ def test_a_table_on_a_cluster_that_stops_its_jobs(
 
     runs = long_runs(there)
     jobs = [job for run in runs if (job := slurm.submitted(run))]
+    numbers = [slurm.queue()[job].job for job in jobs]
     # What a job gets before its time is up, and what an administrator does.
-    stops = [["scancel", "--signal=USR2", jobs[0].job], ["scontrol", "requeue", jobs[1].job]]
+    stops = [["scancel", "--signal=USR2", numbers[0]], ["scontrol", "requeue", numbers[1]]]
     to_stop = dict(enumerate(stops))
 
     def stop_what_trains() -> bool:
@@ -228,7 +288,7 @@ def test_a_table_on_a_cluster_that_stops_its_jobs(
 
     wait_until(lambda: not slurm.queue(), "the queue is empty")
     for run, job in zip(runs, jobs, strict=True):
-        assert "goes on from step" in slurm.log(run, job).read_text()
+        assert "goes on from step" in (slurm.log(run, job) or Path()).read_text()
     assert rows(there) == local_rows
     capsys.readouterr()
     assert main([*table, "--status"]) == DONE
@@ -260,7 +320,7 @@ def test_a_sweep_on_a_cluster_submits_each_run_once(
     assert "seed=1" in capsys.readouterr().out
     cancelled = slurm.submitted(long_runs(tmp_path)[1])
     assert cancelled
-    subprocess.run(["scancel", cancelled.job], check=True)
+    subprocess.run(["scancel", slurm.queue()[cancelled].job], check=True)
     wait_until(lambda: cancelled not in slurm.queue(), "it is cancelled")
     with RunDirectory(long_runs(tmp_path)[1].directory()).locked():  # somebody runs it by hand
         assert submitted() == "submitted 0 of 2"

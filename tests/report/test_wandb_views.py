@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from emabench.cli import main
 from emabench.errors import UserError
 from emabench.report import wandb_views
+from emabench.runs.directory import RunDirectory
 from emabench.tables.judge import Judged
 
 
@@ -80,6 +82,39 @@ def test_sync_lists_a_resumed_run_once_and_skips_what_is_uploaded(
 def test_mistakes_are_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert "emabench: " in capsys.readouterr().err
+
+
+def test_sync_says_sent_of_what_was_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's own command ends with 0 also where it uploaded nothing. Online parts: the last, if it lacks its end."""
+    run = tmp_path / "ddpm" / "small-seed0-0"
+    parts = [run / "wandb" / f"run-20260101_00000{part}-x" / "run-x.wandb" for part in range(2)]
+    for part in parts:
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"")
+    (run / "config.yaml").write_text("")
+    monkeypatch.setattr("wandb.login", lambda **options: True)
+    monkeypatch.setattr("emabench.commands.wandb.why_offline", lambda: "nobody answers")
+    assert main(["wandb", "sync", str(tmp_path)]) == 1
+    assert "nobody answers; nothing was sent" in capsys.readouterr().err
+    monkeypatch.setattr("emabench.commands.wandb.why_offline", lambda: "")
+    asked = []
+
+    def nothing(command: list[str]) -> subprocess.CompletedProcess[str]:
+        asked.append(command[-1])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", nothing)
+    assert main(["wandb", "sync", str(tmp_path)]) == 1
+    assert "0 of 1 runs sent" in capsys.readouterr().out
+    parts[1].with_name("run-x.wandb.synced").touch()
+    assert main(["wandb", "sync", str(tmp_path)]) == 0
+    assert asked == [str(parts[1])]
+    with RunDirectory(run).locked():
+        parts[1].with_name("run-x.wandb.synced").unlink()
+        assert main(["wandb", "sync", str(tmp_path)]) == 0
+    assert "is running: left for later" in capsys.readouterr().out
 
 
 def test_sync_without_a_login_starts_nothing(

@@ -25,6 +25,30 @@ def test_the_latest_whole_one_is_loaded_and_old_ones_go(tmp_path: Path) -> None:
     assert state["x"].item() == 3
 
 
+def test_damaged_ones_of_later_steps_push_no_good_one_out(tmp_path: Path) -> None:
+    for step in (900, 1000):
+        save(tmp_path, step, {}, keep=2).write_bytes(b"")
+    for step in (100, 200, 300):
+        save(tmp_path, step, {"x": torch.tensor([step])}, keep=2)
+    assert [path.name[:13] for path in sorted(tmp_path.iterdir())] == ["step-00000200", "step-00000300"]
+
+
+def test_one_that_cannot_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, {}, keep=2)
+    bad = save(tmp_path, 2, {}, keep=2)
+    read = Path.read_bytes
+
+    def failing(self: Path) -> bytes:
+        if self == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    said: list[str] = []
+    assert (load_latest(tmp_path, said.append) or (0, {}))[0] == 1
+    assert "Input/output error" in said[0]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 1, {"x": torch.arange(100)}, keep=2)

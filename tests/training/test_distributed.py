@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 
 from emabench.compose import configuration
 from emabench.config import Config
-from emabench.errors import RunFailed, UserError
+from emabench.errors import INTERRUPTED, RunFailed, UserError
 from emabench.runs.directory import RunDirectory
 from emabench.runs.history import lines
 from emabench.runs.result import Result
@@ -191,6 +191,19 @@ def second_of(parent: int) -> int:
     """The last process that a run has started: not the first of those that train."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return max(int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text())
+
+
+def test_a_signal_before_the_processes_listen_is_an_interruption(tmp_path: Path) -> None:
+    """Torch takes seconds to import; a job that is preempted then has to be requeued too."""
+    words = ["task=ddpm", "scale=smoke", "device=cpu", "devices=2", f"results_dir={tmp_path}"]
+    command = [sys.executable, "-m", "emabench", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(lambda: len(children.read_text().split()) > 1, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == INTERRUPTED, said
+    assert run(smoke(tmp_path, "task=ddpm")).status == "finished"
 
 
 @pytest.mark.parametrize(

@@ -239,12 +239,83 @@ def test_a_hang_up_that_was_to_be_ignored_is() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def photographs_run(folder: Path) -> list[str]:
+    """Words of a run with processes of its own that read its data."""
+    words = ["task=classification", "scale=smoke", "device=cpu", "task.data=imagenet", "task.image_size=16"]
+    words += [f"data_dir={photographs(folder)}", f"results_dir={folder}/results", "batch_size=4"]
+    return [*words, "ema.decay=0.9"]
+
+
+def test_a_signal_to_all_processes_of_a_run_stops_it_at_a_step(tmp_path: Path) -> None:
+    """As SLURM ends a job step, and as a terminal interrupts: those that read data hear it as well."""
+    words = [*photographs_run(tmp_path), "workers=2", "steps=100000", "checkpoint.every=5"]
+    command = [sys.executable, "-m", "emabench", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list((tmp_path / "results").glob("classification/*/checkpoints/step-*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == INTERRUPTED, said
+    assert "stopped at step" in said
+
+
+def test_measuring_is_stopped_at_once(
+    undisturbed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What trained is on the disk by then: no set of weights, however long, has to be measured to its end."""
+    from emabench.tasks.quadratic import Task
+
+    config = undisturbed.model_copy(update={"results_dir": str(tmp_path)})
+    inner = Task.evaluate
+
+    def evaluate(self: Task) -> object:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        pytest.fail("went on")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Task, "evaluate", evaluate)
+        with pytest.raises(Interrupted, match="stopped at step 50 of 200"):
+            run(config)
+    assert Task.evaluate is inner
+    run(config)
+    assert_as_undisturbed(config, undisturbed)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system mounted so: nobody has the run, and nobody could tell."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    config = smoke("quadratic", tmp_path)
+    RunDirectory(config.directory()).prepare(config)
+    (config.directory() / ".lock").touch()
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match=r"results_dir=.*locks no files \(No locks available\)"):
+        run(config)
+    assert not RunDirectory(config.directory()).held()
+
+
+def test_a_run_that_failed_is_not_failed_while_it_is_tried_again(
+    undisturbed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = undisturbed.model_copy(update={"results_dir": str(tmp_path)})
+    directory = RunDirectory(config.directory())
+    with monkeypatch.context() as patched, pytest.raises(RunFailed):
+        patched.setattr(Training, "train", lambda self, until: 1 / 0)
+        run(config)
+    assert directory.error.exists() and directory.result_file.exists()
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_after(patched, 105)
+        run(config)
+    assert not directory.error.exists() and not directory.result_file.exists()
+
+
 def test_a_data_worker_that_dies_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["task=classification", "scale=smoke", "device=cpu", "task.data=imagenet", "task.image_size=16"]
-    words += [f"data_dir={photographs(tmp_path)}", f"results_dir={tmp_path}/results", "workers=1", "steps=6"]
-    words += ["batch_size=4", "checkpoint.every=1", "ema.decay=0.9"]
+    words = [*photographs_run(tmp_path), "workers=1", "steps=6", "checkpoint.every=1"]
     inner = Training._checkpoint
 
     def killing(self: Training) -> None:

@@ -164,6 +164,28 @@ def test_a_diverged_run_is_no_number(tmp_path: Path) -> None:
     assert run(config) == result  # it would diverge again: not run twice
 
 
+def test_rerun_begins_anew_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where training was not finished; from there on the same command goes on with what it began."""
+    config = smoke("quadratic", tmp_path, "steps=20", "checkpoint.every=1")
+    begun = []
+    inner = Training.begin
+
+    def begin(self: Training) -> None:
+        begun.append(self.step)
+        inner(self)
+
+    monkeypatch.setattr(Training, "begin", begin)
+    for stop in (12, 8):
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            stop_after(patched, stop)
+            run(config)
+        config = config.model_copy(update={"rerun": True})
+    run(config)
+    assert begun == [0, 0, 8]
+    run(config)
+    assert begun == [0, 0, 8, 0]
+
+
 def test_rerun_trains_again(tmp_path: Path) -> None:
     config = smoke("classification", tmp_path, "steps=4")
     result = run(config)
