@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import submitit
 
+from emabench import compose
 from emabench.cli import main
 from emabench.config import Config
 from emabench.errors import DONE, MISTAKE, UserError
@@ -330,3 +331,43 @@ def test_a_sweep_on_a_cluster_submits_each_run_once(
     assert capsys.readouterr().out.count("finished") == 2
     assert rows(tmp_path) == local_rows
     assert submitted() == "submitted 0 of 2"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("processes", ["", "2"])
+def test_the_plain_template_goes_on_where_it_was_stopped(
+    cluster: str, processes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`slurm/run.sbatch`, which gets what it gets before its time is up; alone, and as two processes of torchrun."""
+    monkeypatch.setenv("SLURM_CONF", cluster)
+    words = ["task=ddpm", "scale=smoke", "task.dropout=0", "steps=150", "log_every=1", "checkpoint.every=10"]
+    words += ["device=cpu", "evaluate.every=null"]
+    options = [
+        f"--output={tmp_path}/log",
+        "--gpus-per-node=0",
+        f"--cpus-per-task={processes or 1}",
+        "--parsable",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"PROCESSES": processes} if processes else {})
+    command = [
+        "sbatch",
+        *options,
+        str(ROOT / "slurm" / "run.sbatch"),
+        *words,
+        f"results_dir={tmp_path}/cluster",
+    ]
+    sent = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    job = sent.stdout.strip()
+    there = compose.configuration([*words, f"results_dir={tmp_path}/cluster"])
+    wait_until(lambda: steps_done(there.directory()) > 10, "it trains")
+    subprocess.run(["scancel", "--signal=USR2", "--batch", job], check=True)
+    wait_until(lambda: not slurm.queue(), "the queue is empty")
+    said = (tmp_path / "log").read_text()
+    assert "stopped at step" in said and "goes on from step" in said
+    result = RunDirectory(there.directory()).result()
+    assert result and result.environment["processes"] == int(processes or 1)
+    if not processes:
+        here = compose.configuration([*words, f"results_dir={tmp_path}/here"])
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        run_missing([here])
+        assert rows(tmp_path / "cluster") == rows(tmp_path / "here")
