@@ -8,16 +8,13 @@ from __future__ import annotations
 import ast
 import os
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError, nearest
 from emabench.paths import COMMAND, PACKAGE
-from emabench.training.interruption import heeded, leave_terminal
+from emabench.training.interruption import interrupting, was_asked
 
 HELP = """\
 emabench: does averaging the weights help, by how much, with which decay?
@@ -46,45 +43,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ[COMMAND] = shlex.join(
         ["emabench", *words]
     )  # what results say they were made by, in workers too
+    with interrupting():
+        return _answered(words)
+
+
+def _answered(words: list[str]) -> int:
+    """Run a command and say how it ended, where that needs words."""
     try:
-        with _stopped_by_signals():
-            return _dispatch(words)
-    except UserError as error:
-        _say(str(error))
-        return MISTAKE
-    except RunFailed as error:
-        _say(str(error))
-        return FAILED
-    except Interrupted as error:
-        _say(str(error))
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        _say("interrupted; give the same command again to go on")
-        return INTERRUPTED
+        return _dispatch(words)
     except BrokenPipeError:
         # The reader went away (`| head`): nothing of ours failed. Keep Python from saying so at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """What asks a job to end is an interruption also where nothing is trained yet, or any more."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, _interrupt) for number in heeded() if number != signal.SIGINT}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    if number == signal.SIGHUP:
-        leave_terminal()
-    raise KeyboardInterrupt
+    except Interrupted as error:
+        _say(str(error))
+        return INTERRUPTED
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or was_asked():  # imports and parsers make other errors of it
+            _say("interrupted; give the same command again to go on")
+            return INTERRUPTED
+        if not isinstance(error, UserError | RunFailed):
+            raise
+        _say(str(error))
+        return MISTAKE if isinstance(error, UserError) else FAILED
 
 
 def _say(text: str) -> None:
@@ -116,6 +97,8 @@ def _dispatch(words: list[str]) -> int:
             return DONE
         return import_module(f"emabench.commands.{first}").main(words[1:])
     if first and first.replace("_", "").isalpha():
+        if (PACKAGE / "tasks" / f"{first}.py").exists() or first == "task":
+            raise UserError(f"{first}: write task={first if first != 'task' else 'NAME'}")
         raise UserError(
             f"{first!r} is neither a verb nor an override{nearest(first, _verbs())} (all: emabench --help)"
         )

@@ -32,10 +32,11 @@ def configuration(overrides: Sequence[str]) -> Config:
     parsed = parse(overrides)
     for override in parsed:
         if override.is_sweep_override():
+            listed = "; a list of decays on one trajectory is written ema.decay=[0.9,0.99]"
             raise UserError(
-                f"{override.input_line}: several values are a sweep: add -m (emabench -m …); "
-                "a list of decays on one trajectory is written ema.decay=[0.9,0.99], one value with a comma in it "
-                f"'{override.key_or_group}=\"…,…\"'"
+                f"{override.input_line}: several values are a sweep: add -m (emabench -m …)"
+                f"{listed if override.key_or_group == 'ema.decay' else ''}; one value with a comma in it "
+                f"is written '{override.key_or_group}=\"…,…\"'"
             )
     return bind(composed(parsed))
 
@@ -70,7 +71,9 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         try:
             override = parser.parse_override(word)
         except HydraException as error:
-            raise UserError(f"{word!r} {NOT_ONE}") from error
+            cut = word.endswith(",") or any(word.count(a) != word.count(b) for a, b in ("[]", "{}"))
+            spaces = "; there is a space after it: put the whole word in quotes" if cut else ""
+            raise UserError(f"{word!r} {NOT_ONE}{spaces}") from error
         if not override.key_or_group:
             raise UserError(f"{word!r} {NOT_ONE}")
         if override.is_hydra_override():

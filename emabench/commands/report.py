@@ -8,7 +8,7 @@ from pathlib import Path
 from emabench.commands.table import plan
 from emabench.compose import configuration
 from emabench.config import SCALES
-from emabench.errors import DONE
+from emabench.errors import DONE, UserError
 from emabench.tables import spec
 from emabench.tables.gather import Run, Runs, all_runs
 from emabench.tables.judge import Judged, judge
@@ -29,6 +29,8 @@ def main(words: Sequence[str]) -> int:
 def write(words: Sequence[str]) -> tuple[Path, int, list[str]]:
     """Write the page; returns where it is, how many runs it is made from, and what could not be read."""
     results_dir = Path(configuration(words).results_dir)
+    if not results_dir.is_dir():
+        raise UserError(f"results_dir={results_dir}: is not there; nothing was measured in it")
     runs, unreadable = all_runs(results_dir)
     there = {run.path: run for run in runs if run.path}
     judged = [each for name in spec.names() for each in _judged(spec.load(name), there, words)]

@@ -51,8 +51,8 @@ def main(words: Sequence[str]) -> int:
     lacking = len(named) - len(there) + there.count("failed")
     if lacking and not options.action:
         raise RunFailed(
-            f"{lacking} of {len(named)} runs failed (their words are above, or in each run's log.txt); "
-            "the same command tries them again"
+            f"{lacking} of {len(named)} runs failed, or another process has them (their words are above, or in each "
+            "run's log.txt); the same command tries again what is missing"
         )
     return DONE
 

@@ -19,6 +19,8 @@ def main(words: Sequence[str]) -> int:
     flags = [word for word in words if word.startswith("-")]
     overrides = [word for word in words if not word.startswith("-")]
     for flag in flags:
+        if flag in ("--dry-run", "--status", "--collect"):
+            raise UserError(f"{flag}: is for several runs; add -m (emabench -m …), also for one run")
         if flag != "--cfg":
             raise UserError(
                 f"{flag}: there is no such option; -m for a sweep, --cfg to see the configuration, --help"

@@ -54,10 +54,14 @@ def run_missing(configs: Sequence[Config], jobs: int = 1, names: Mapping[Path, s
     """
     todo = missing(configs)
     console = Console(stderr=True)
+    going = [config for config in todo if RunDirectory(config.directory()).held()]
+    for config in going:
+        console.print(f"{config.directory()} is being run by another process: left to it", soft_wrap=True)
+    todo = [config for config in todo if config not in going]
     if not todo:
         return
     check(todo)
-    done = len({c.directory() for c in configs}) - len(todo)
+    done = len({c.directory() for c in configs}) - len(todo) - len(going)
     console.print(f"{len(todo)} runs to do, {done} done before", highlight=False)
     with stop_requests() as stop:
         if jobs == 1:
@@ -71,12 +75,12 @@ def _in_turn(todo: list[Config], console: Console, stop: StopRequest) -> None:
 
     began = time.monotonic()
     for number, config in enumerate(todo, 1):
+        if stop:
+            raise Interrupted(STOPPED)
         try:
             run(config)
         except (RunFailed, UserError) as error:
             console.print(f"emabench: {error}", highlight=False, markup=False, soft_wrap=True)
-        if stop and number < len(todo):
-            raise Interrupted(STOPPED)
         left = (time.monotonic() - began) / number * (len(todo) - number) / 60
         console.print(f"{number} of {len(todo)} runs done, about {left:.0f} min left", highlight=False)
 

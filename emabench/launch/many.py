@@ -43,6 +43,8 @@ def read(words: Sequence[str], usage: str, counts: Sequence[str] = COUNTS) -> tu
     for word in words:
         key, equals, value = _plain(word).partition("=")
         if word in ACTIONS:
+            if options.action not in ("", word):
+                raise UserError(f"{word}: one of {', '.join(ACTIONS)}, not several")
             options.action = word
         elif word.startswith("-"):
             raise UserError(f"{word}: there is no such option; {usage}")
@@ -98,10 +100,11 @@ def carry_out(name: str, runs: Mapping[str, Config], options: Options, command: 
             "torchrun starts the processes of one run; several runs start their own: devices=N or launcher=slurm"
         )
     configs = list(runs.values())
+    command = [os.environ.get("EMABENCH_CALLED", command[0]), *command[1:]]  # as scripts/emabench has it
     if options.action == "--dry-run":
         width = max(map(len, runs))
-        for title, config in runs.items():
-            print(f"{title:<{width}}  {config.directory()}  {status.standing(config, {}).state}")
+        for title, at in status.standings(runs).items():
+            print(f"{title:<{width}}  {runs[title].directory()}  {at.state}")
     elif options.action == "--status":
         status.show(runs)
     elif not options.action and options.launcher == "slurm":
@@ -111,7 +114,10 @@ def carry_out(name: str, runs: Mapping[str, Config], options: Options, command: 
         named = f" in {jobs} job{'s' if jobs > 1 else ''} named {sent[0].name}" if sent else ""
         print(f"submitted {len(sent)} of {len(configs)} runs{named}")
         if len(sent) < len(configs):
-            print("the others are finished, in the queue or running already")
+            print("what was not is finished, in the queue or running already")
+            ending = sum(at.state == "completing" for at in status.standings(runs).values())
+            if ending:
+                print(f"{ending} of those are still ending: give the command again when they have")
         for action in ("--status", "--collect"):
             print(shlex.join([*command, action]))
     else:

@@ -21,11 +21,8 @@ def found(config: Config) -> Run | None:
         raise RunFailed(f"{error}; remove it, and the same command measures the run again") from error
 
 
-def check(configs: Iterable[Config], here: bool = True) -> None:
-    """Every run's task options, and with `here`, where they are to run on this machine, whether their data is there.
-
-    Raises UserError for the first that is wrong.
-    """
+def check(configs: Iterable[Config]) -> None:
+    """Every run's task options, its processes, and whether its data is there. UserError for the first that is wrong."""
     for config in configs:
         module = tasks.load(config.task_name)
         options = checked(module.Options, config.task, at="task")
@@ -34,13 +31,8 @@ def check(configs: Iterable[Config], here: bool = True) -> None:
             from emabench.training import several  # imports torch, as the task has by now
 
             several.check(config, config.devices)
-        if here:
-            _check_data(config)
-
-
-def _check_data(config: Config) -> None:
-    name, data_dir = config.task.get("data"), Path(config.data_dir)
-    if name in catalog.DATASETS and not catalog.found(name, data_dir):
-        catalog.located(name, data_dir)  # says where it was looked for, and how to get it
-    if corpus := config.task.get("corpus"):
-        text.located(corpus, data_dir)
+        name, data_dir = config.task.get("data"), Path(config.data_dir)
+        if name in catalog.DATASETS and not catalog.found(name, data_dir):
+            catalog.located(name, data_dir)  # says where it was looked for, and how to get it
+        if corpus := config.task.get("corpus"):
+            text.located(corpus, data_dir)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn, Self
 
 import submitit
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from emabench.config import Config, Count, Positive, Section, checked
 from emabench.errors import INTERRUPTED, Interrupted, RunFailed, UserError, nearest
@@ -32,9 +32,13 @@ from emabench.launch.plan import check
 from emabench.paths import conf_dir
 from emabench.runs.directory import RunDirectory
 from emabench.runs.files import read_yaml, write_text
+from emabench.training.interruption import was_asked
 
 # An account of digits alone is a word all the same.
 Word = Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+
+OURS = {"array", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "wrap"}
 
 
 class Profile(Section):
@@ -53,6 +57,13 @@ class Profile(Section):
     parallel: Count
     setup: list[str]
     sbatch: dict[str, Any]
+
+    @field_validator("sbatch")
+    @classmethod
+    def _leaves_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(OURS & {key.replace("_", "-") for key in value}):
+            raise ValueError(f"{', '.join(taken)}: emabench sets that itself")
+        return value
 
     @model_validator(mode="after")
     def _is_told_in_time(self) -> Self:
@@ -182,7 +193,7 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
     ]
     if not todo:
         return []
-    check(todo, here=False)
+    check(todo)  # their nodes see this data_dir
     for config in todo:
         if profile.gpus and config.devices > profile.gpus and config.device != "cpu":
             raise UserError(
@@ -212,6 +223,8 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
         # Noted before they are in the queue: whatever breaks this off, no run is submitted twice.
         for config, job in zip(todo, sent, strict=True):
             write_text(_record(config), json.dumps(job._asdict()) + "\n")
+        if was_asked():
+            raise KeyboardInterrupt
         stack.enter_context(outside_jobs())
         stack.enter_context(redirect_stderr(io.StringIO()))  # an error is printed there and raised as well
         try:
@@ -219,8 +232,16 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
         except (RuntimeError, OSError, IndexError) as error:  # sbatch's own, or that it cannot be run or read
             for config in todo:
                 _record(config).unlink(missing_ok=True)
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"sbatch refused the jobs: {said[-1]}") from error
+            lines = [line for line in str(error).splitlines() if line.strip() and 'Try "sbatch' not in line]
+            own = (
+                [line for line in lines if line.startswith("sbatch: ")]
+                or lines[-1:]
+                or [type(error).__name__]
+            )
+            said = "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in own)
+            raise UserError(
+                f"sbatch refused the jobs: {said} (what they ask for: cluster.KEY=VALUE)"
+            ) from error
     return sent
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from emabench.config import Config
@@ -57,30 +56,35 @@ def standing(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> S
     return Standing("stopped" if step else "to do", step, None, "", last_words(directory.path))
 
 
-def show(runs: Mapping[str, Config]) -> None:
-    """A line on each run, by its name, and one on all of them."""
-    console = Console()
+def standings(runs: Mapping[str, Config]) -> dict[str, Standing]:
+    """Every run as it stands, by its name. Where SLURM does not answer that is said."""
     queue: Mapping[slurm.Submitted, slurm.Queued] = {}
     if any(slurm.submitted(config) for config in runs.values()):
         try:
             queue = slurm.queue()
         except UserError as error:
-            console.print(
-                f"{error}; below is what the files of the runs say", highlight=False, soft_wrap=True
-            )
-    standings = {name: standing(config, queue) for name, config in runs.items()}
+            Console(stderr=True).print(f"{error}; what follows is from the runs' files", soft_wrap=True)
+    return {name: standing(config, queue) for name, config in runs.items()}
+
+
+def show(runs: Mapping[str, Config]) -> None:
+    """A line on each run, by its name, and one on all of them; then what there is to say of some."""
+    console = Console()
+    found = standings(runs)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("run", "state", "steps", "left", "job"):
         right = title in ("steps", "left")
         table.add_column(title, justify="right" if right else "left", no_wrap=True)
-    table.add_column("", overflow="fold")
-    for name, at in standings.items():
+    for name, at in found.items():
         steps = f"{at.step}/{runs[name].steps}"
-        table.add_row(name, at.state, steps, _duration(at.left), at.job, escape(at.note))
+        table.add_row(name, at.state, steps, _duration(at.left), at.job)
     console.print(table)
-    counts = Counter(at.state for at in standings.values())
+    notes = [f"{name}: {at.note}" for name, at in found.items() if at.note and at.note != "None"]
+    if notes:  # in lines of their own: paths are to be copied
+        console.print("\n" + "\n".join(notes), highlight=False, markup=False, soft_wrap=True)
+    counts = Counter(at.state for at in found.values())
     words = [f"{counts[state]} {state}" for state in sorted(counts, key=_order)]
-    longest = max((at.left for at in standings.values() if at.left is not None), default=None)
+    longest = max((at.left for at in found.values() if at.left is not None), default=None)
     ends = "" if longest is None else f"; those running have up to {_duration(longest)} of training left"
     console.print(f"\n{', '.join(words)}{ends}", highlight=False, soft_wrap=True)
 

@@ -18,6 +18,7 @@ from emabench.config import Config, checked
 from emabench.errors import DONE, FAILED, UserError
 from emabench.launch import many
 from emabench.launch.plan import found
+from emabench.runs.result import RAW
 
 USAGE = f"emabench -m key=v1,v2 … {many.USAGE}"
 
@@ -59,30 +60,37 @@ def _composed(jobs: Sequence[Sequence[str]]) -> Iterator[Config]:
 
 
 def _show(runs: Mapping[str, Config]) -> bool:
-    """A line on each run; returns whether all are finished."""
+    """A line on each run, with the best of its averages; returns whether all are finished."""
     results = [there.result if (there := found(config)) else None for config in runs.values()]
     metrics = [next(iter(result.metrics), "") if result else "" for result in results]
     titles = list(dict.fromkeys(filter(None, metrics)))
     title = titles[0] if len(titles) == 1 else None
     shown = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
     shown.add_column("job", overflow="fold")
-    for heading in ("status", *([] if title else ["metric"]), "raw", "best", "average", "run id ends in"):
-        shown.add_column(heading, no_wrap=True, justify="right" if heading in ("raw", "best") else "left")
-    for (name, config), result, metric in zip(runs.items(), results, metrics, strict=True):
+    for heading in (
+        "status",
+        *([] if title else ["metric"]),
+        "raw",
+        "average",
+        "",
+        "change",
+        "run id ends in",
+    ):
+        right = heading in ("raw", "average", "change")
+        shown.add_column(heading, no_wrap=True, justify="right" if right else "left")
+    for name, result, metric in zip(runs, results, metrics, strict=True):
         row = [name, result.status if result else "not run", *([] if title else [metric])]
-        rows = [r for r in result.rows if r.metrics.get(metric) is not None] if result else []
-        if result and rows:
-            sign = 1 if result.metrics[metric] == "higher" else -1
-            best = max(rows, key=lambda r: sign * float(r.metrics[metric] or 0))
-            raw = result.row("raw")
-            values = [raw.metrics[metric] if raw else None, best.metrics[metric]]
-            row += [*map(_number, values), best.average]
+        values = (
+            {r.average: v for r in result.rows if (v := r.metrics.get(metric)) is not None} if result else {}
+        )
+        raw = values.pop(RAW, None)
+        row.append("–" if raw is None else f"{raw:.4g}")
+        if result and values:
+            best = (max if result.metrics[metric] == "higher" else min)(values, key=values.__getitem__)
+            change = f"{100 * (values[best] - raw) / abs(raw):+.2g} %" if raw else ""
+            row += [f"{values[best]:.4g}", best, change]
         else:
-            row += ["–", "–", "–"]
-        shown.add_row(*row, config.run_id().rpartition("-")[2])
+            row += ["–", "", ""]
+        shown.add_row(*row)
     Console().print(shown)
     return all(result is not None and result.status == "finished" for result in results)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"

@@ -52,6 +52,40 @@ class StopRequest:
 
 
 _listening: StopRequest | None = None
+_asked: signal.Signals | None = None  # by a signal that came where nothing listened
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Have the signals interrupt (KeyboardInterrupt) where nothing is trained yet, or any more.
+
+    What is interrupted may swallow that, as imports and parsers do: `was_asked` knows, and so does the next
+    `stop_requests`.
+    """
+    global _asked
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _interrupt) for number in heeded()}
+    try:
+        yield
+    finally:
+        _asked = None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = signal.Signals(number)
+    if number == signal.SIGHUP:
+        leave_terminal()
+    raise KeyboardInterrupt
+
+
+def was_asked() -> bool:
+    """Whether a signal came within `interrupting`."""
+    return _asked is not None
 
 
 @contextmanager
@@ -68,6 +102,7 @@ def stop_requests() -> Iterator[StopRequest]:
         yield StopRequest()  # only the main thread may install handlers
         return
     request = _listening = StopRequest()
+    request.signal = _asked
     before: dict[signal.Signals, Any] = {s: signal.signal(s, request._handle) for s in heeded()}
     try:
         yield request

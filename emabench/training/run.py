@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ from emabench.seeding import seed_default
 from emabench.tasks.base import Context, Task
 from emabench.training import checkpoint, distributed, environment, several, snapshots
 from emabench.training.distributed import Group
-from emabench.training.interruption import StopRequest, stop_requests
+from emabench.training.interruption import StopRequest, stop_requests, stop_without
 from emabench.training.optimizer import ScheduledOptimizer
 from emabench.training.progress import Progress
 from emabench.training.schedule import factor
@@ -47,6 +48,7 @@ def run(config: Config) -> Result:
     Raises UserError (nothing was lost), Interrupted (resumable), RunFailed (`result.json` says "failed").
     """
     if place := distributed.place_of_torchrun():
+        stop_without(os.getppid())
         return run_at(config, place)
     if config.devices > 1:
         return several.run(config)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from emabench.paths import COMMAND
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory, run_directories
 from emabench.runs.result import Result
+from emabench.training.interruption import interrupting
 from tests.test_config import config
 
 
@@ -134,6 +136,8 @@ def test_a_table_whose_runs_fail_says_so_and_fails(
         (["hydra.launcher.partition=gpu"], "hydra.launcher.partition=gpu: is for launcher=slurm"),
         (["runs_per_jub=2"], "did you mean 'runs_per_job'"),
         (["--colect"], "--colect: there is no such option"),
+        (["--status", "--collect"], "--collect: one of"),
+        (["ema.decay=[0.9,", "0.99]"], "put the whole word in quotes"),
     ],
 )
 def test_words_that_a_sweep_cannot_take(
@@ -332,7 +336,7 @@ def test_a_run_that_another_process_has_takes_no_other_down(
         run_missing(runs)
     assert standing(runs[0], {}).state == "to do"
     assert statuses(tmp_path) == ["finished"]
-    assert "is being run by process" in capsys.readouterr().err
+    assert f"{runs[0].directory()} is being run by another process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -366,8 +370,32 @@ def test_a_signal_while_a_run_ends_stops_those_that_are_left(
         run_missing(runs)
     assert [RunDirectory(run.directory()).path.exists() for run in runs] == [True, False]
     assert (there := RunDirectory(runs[0].directory()).result()) and there.status == "finished"
-    with pytest.raises(KeyboardInterrupt), cli._stopped_by_signals():
+    with pytest.raises(KeyboardInterrupt), interrupting():
         os.kill(os.getpid(), signal.SIGTERM)  # afterwards signals are whose they were
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_something_swallows_is_one_all_the_same(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Imports and parsers turn a KeyboardInterrupt into nothing, or into errors of their own."""
+    run = smoke(tmp_path)
+
+    def swallowing(words: list[str]) -> int:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(number)
+        if words:
+            raise ImportError("cannot load module more than once per process")
+        run_missing([run])
+        return DONE
+
+    monkeypatch.setattr(cli, "_dispatch", swallowing)
+    assert main([]) == INTERRUPTED
+    assert main(["other"]) == INTERRUPTED
+    assert not run_directories(tmp_path)
+    monkeypatch.undo()
+    run_missing([run])
+    assert statuses(tmp_path) == ["finished"]
 
 
 def test_runs_at_a_time_by_what_each_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

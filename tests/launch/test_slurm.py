@@ -135,6 +135,7 @@ def test_every_profile_starts_from_the_default(tmp_path: Path) -> None:
         ("local", {"hours": 0.01}, "notice=60: is as long as the whole job"),
         ("local", {"hours": "24:00"}, "cluster.hours=24:00"),
         ("no/such.yaml", {}, "no/such.yaml"),
+        ("local", {"sbatch": {"array": "0-3"}}, "array: emabench sets that itself"),
     ],
 )
 def test_a_mistake_in_a_profile_is_named(name: str, changes: dict[str, Any], said: str) -> None:
@@ -186,7 +187,14 @@ def test_runs_are_noted_before_they_are_in_the_queue(tmp_path: Path, monkeypatch
     ]
 
 
-@pytest.mark.parametrize("answer", ["exit 1", "echo what?", "echo Invalid array >&2; exit 1"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "exit 1",
+        "echo what?",
+        "printf 'sbatch: unrecognized option\\nTry \"sbatch --help\" for more\\n' >&2; exit 1",
+    ],
+)
 def test_whatever_sbatch_says_is_said_in_words(
     answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,8 +203,9 @@ def test_whatever_sbatch_says_is_said_in_words(
     stub(tmp_path, "squeue", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     runs = [config(f"results_dir={tmp_path / 'results'}", f"seed={seed}") for seed in range(2)]
-    with pytest.raises(UserError, match=r"sbatch refused the jobs: ."):
+    with pytest.raises(UserError, match=r"sbatch refused the jobs: [^ ].*cluster\.KEY") as refused:
         slurm.submit("sweep", runs, slurm.profile("local", {}), 1)
+    assert ("unrecognized option" in str(refused.value)) == ("unrecognized" in answer)
     assert not any(slurm.submitted(run) for run in runs)
 
 
