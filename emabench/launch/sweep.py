@@ -8,6 +8,7 @@ not take the others down.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
@@ -67,28 +68,19 @@ def _show(runs: Mapping[str, Config]) -> bool:
     title = titles[0] if len(titles) == 1 else None
     shown = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
     shown.add_column("job", overflow="fold")
-    for heading in (
-        "status",
-        *([] if title else ["metric"]),
-        "raw",
-        "average",
-        "",
-        "change",
-        "run id ends in",
-    ):
+    for heading in ("status", *([] if title else ["metric"]), "raw", "average", "", "change"):
         right = heading in ("raw", "average", "change")
         shown.add_column(heading, no_wrap=True, justify="right" if right else "left")
     for name, result, metric in zip(runs, results, metrics, strict=True):
         row = [name, result.status if result else "not run", *([] if title else [metric])]
-        values = (
-            {r.average: v for r in result.rows if (v := r.metrics.get(metric)) is not None} if result else {}
-        )
+        measured = {r.average: r.metrics.get(metric) for r in result.rows} if result else {}
+        values = {average: value for average, value in measured.items() if value is not None}
         raw = values.pop(RAW, None)
         row.append("–" if raw is None else f"{raw:.4g}")
         if result and values:
             best = (max if result.metrics[metric] == "higher" else min)(values, key=values.__getitem__)
-            change = f"{100 * (values[best] - raw) / abs(raw):+.2g} %" if raw else ""
-            row += [f"{values[best]:.4g}", best, change]
+            change = 100 * (values[best] - raw) / abs(raw) if raw else math.nan
+            row += [f"{values[best]:.4g}", best, f"{change:+.{0 if abs(change) >= 10 else 2}f} %"]
         else:
             row += ["–", "", ""]
         shown.add_row(*row)
