@@ -24,6 +24,7 @@ def nearest(word: str, known: Iterable[str], otherwise: Iterable[str] | None = N
     """'; did you mean …?' for the nearest known word, else what there is (`otherwise`, where that is less)."""
     known = sorted(set(known))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = close or [each for each in known if word and each.startswith(word)][:1]
     if close:
         return f"; did you mean {close[0]!r}?"
     rest = sorted(set(otherwise)) if otherwise is not None else known

@@ -164,6 +164,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_words(undisturbed: Config
     directory = RunDirectory(config.directory())
     directory.prepare(config)
     path = checkpoint.save(directory.checkpoints, 10, {"task": {}, "weights": {}}, keep=1)
+    directory.rerun_begun.touch()  # also where rerun=true had been given before
     with pytest.raises(RunFailed, match=r"another version.*rerun=true"):
         run(config)
     assert path.exists()
