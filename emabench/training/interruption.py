@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     _asked = signal.Signals(number)
     if number == signal.SIGHUP:
         leave_terminal()
+    torch = sys.modules.get("torch")
+    if torch and getattr(torch.__spec__, "_initializing", False):
+        return  # an exception while its C++ is loaded would abort the process; `stop_requests` hears of it
     raise KeyboardInterrupt
 
 

@@ -272,7 +272,8 @@ class Training:
             self.averager.load_state_dict(state["averager"])
             self.sums, self.summed, self.seconds = state["sums"], state["summed"], state["seconds"]
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            self.directory.rerun_begun.unlink(missing_ok=True)  # what rerun=true had begun is of no use either
+            # What rerun=true had begun is of no use either.
+            self.directory.rerun_begun.unlink(missing_ok=True)
             raise RunFailed(
                 f"{self.directory.checkpoints}: the checkpoint of step {self.step} is not this run's, or of another "
                 f"version ({type(error).__name__}: {' '.join(str(error).split())[:200]}); rerun=true begins anew"

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -28,7 +29,7 @@ from emabench.paths import COMMAND
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory, run_directories
 from emabench.runs.result import Result
-from emabench.training.interruption import interrupting
+from emabench.training.interruption import interrupting, stop_requests
 from tests.test_config import config
 
 
@@ -372,6 +373,17 @@ def test_a_signal_while_a_run_ends_stops_those_that_are_left(
     assert (there := RunDirectory(runs[0].directory()).result()) and there.status == "finished"
     with pytest.raises(KeyboardInterrupt), interrupting():
         os.kill(os.getpid(), signal.SIGTERM)  # afterwards signals are whose they were
+
+
+def test_a_signal_while_torch_is_loaded_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in the middle of that would abort the process."""
+    monkeypatch.setattr(torch.__spec__, "_initializing", True, raising=False)
+    with interrupting():
+        signal.raise_signal(signal.SIGINT)
+        with stop_requests() as stop:
+            assert stop
+    with stop_requests() as stop:
+        assert not stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
