@@ -36,8 +36,6 @@ from emabench.training.interruption import was_asked
 
 # An account of digits alone is a word all the same.
 Word = Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
-
-
 OURS = {"array", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "wrap"}
 
 
@@ -230,19 +228,20 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
         try:
             executor.submit_array([Job(group, runs_per_job) for group in groups])
         except (RuntimeError, OSError, IndexError) as error:  # sbatch's own, or that it cannot be run or read
-            for config in todo:
-                _record(config).unlink(missing_ok=True)
-            lines = [line for line in str(error).splitlines() if line.strip() and 'Try "sbatch' not in line]
-            own = (
-                [line for line in lines if line.startswith("sbatch: ")]
-                or lines[-1:]
-                or [type(error).__name__]
-            )
-            said = "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in own)
+            if not isinstance(error, OSError):  # after which they may be in the queue all the same
+                for config in todo:
+                    _record(config).unlink(missing_ok=True)
             raise UserError(
-                f"sbatch refused the jobs: {said} (what they ask for: cluster.KEY=VALUE)"
+                f"sbatch refused the jobs: {_said(error)} (what they ask for: cluster.KEY=VALUE)"
             ) from error
     return sent
+
+
+def _said(error: Exception) -> str:
+    """What sbatch has to say, without its advice to read its manual."""
+    lines = [line for line in str(error).splitlines() if line.strip() and 'Try "sbatch' not in line]
+    own = [line for line in lines if line.startswith("sbatch: ")] or lines[-1:] or [type(error).__name__]
+    return "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in own)
 
 
 def _parameters(name: str, profile: Profile) -> dict[str, Any]:

@@ -6,6 +6,7 @@ is submitit's local executor, which pickles, signals and requeues the same job o
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -207,6 +208,25 @@ def test_whatever_sbatch_says_is_said_in_words(
         slurm.submit("sweep", runs, slurm.profile("local", {}), 1)
     assert ("unrecognized option" in str(refused.value)) == ("unrecognized" in answer)
     assert not any(slurm.submitted(run) for run in runs)
+
+
+def test_jobs_that_may_be_in_the_queue_stay_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when sbatch has taken them: what is in the queue then is not submitted again."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("sbatch", "srun", "squeue"):
+        stub(tmp_path, name, "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(submitit.SlurmExecutor, "submit_array", full)
+    run = config(f"results_dir={tmp_path / 'results'}")
+    with pytest.raises(UserError, match="No space left"):
+        slurm.submit("sweep", [run], slurm.profile("local", {}), 1)
+    sent = slurm.submitted(run)
+    assert sent
+    stub(tmp_path, "squeue", f"echo '{sent.name}|7|PENDING|Priority'")
+    assert slurm.submit("sweep", [run], slurm.profile("local", {}), 1) == []
 
 
 def test_more_processes_than_a_job_has_gpus_are_refused(
