@@ -37,44 +37,52 @@ S = TypeVar("S", bound=Section)
 
 
 class OptimizerConfig(Section):
-    """The optimiser of a task's main parameters (`torch.optim`)."""
+    """The optimiser of the task's main parameters (torch.optim)."""
 
-    name: Literal["sgd", "adam", "adamw"]
-    lr: Positive
-    momentum: Momentum  # sgd
-    nesterov: bool  # sgd
-    betas: Annotated[list[Momentum], Field(min_length=2, max_length=2)]  # adam, adamw
-    eps: Positive  # adam, adamw
-    weight_decay: NonNegative
+    name: Literal["sgd", "adam", "adamw"] = Field(description="sgd, adam, adamw")
+    lr: Positive = Field(description="learning rate, before the schedule")
+    momentum: Momentum = Field(description="sgd")
+    nesterov: bool = Field(description="sgd")
+    betas: list[Momentum] = Field(min_length=2, max_length=2, description="adam, adamw")
+    eps: Positive = Field(description="adam, adamw")
+    weight_decay: NonNegative = Field(description="decoupled in adamw, an L2 penalty in the others")
 
 
 class ScheduleConfig(Section):
-    """The learning rate over the run, as a factor of `optimizer.lr`."""
+    """The learning rate over the run, as a factor of optimizer.lr."""
 
-    name: Literal["constant", "linear", "cosine", "step"]
-    warmup: Annotated[int, Field(ge=0)]  # steps of linear warm-up, before the rest
-    final: Fraction  # linear, cosine: the factor at the last step
-    milestones: list[Fraction]  # step: shares of the run at which the rate is multiplied by `factor`
-    factor: Positive  # step
+    name: Literal["constant", "linear", "cosine", "step"] = Field(
+        description="constant, linear, cosine, step"
+    )
+    warmup: int = Field(ge=0, description="steps of linear warm-up, before the rest")
+    final: Fraction = Field(description="linear, cosine: the factor at the last step")
+    milestones: list[Fraction] = Field(description="step: shares of the run at which the rate drops")
+    factor: Positive = Field(description="step: what each milestone multiplies the rate by")
 
 
 class ClipConfig(Section):
     """Clipping of the gradient's global norm."""
 
-    max_norm: Positive | None  # None: no clipping
+    max_norm: Positive | None = Field(description="of the gradient's global norm; null: no clipping")
 
 
 class EmaConfig(Section):
-    """The exponential moving averages that a run carries, or the target network of an active task."""
+    """The moving averages that a run carries, or the target network of an active task."""
 
-    decay: float | list[float]  # β of eq. (1); a list gives one average each, on the one trajectory
-    every: Count  # update every so many steps, with β^every
-    start: Annotated[int, Field(ge=0)]  # steps before the first update
-    warmup: Any  # a ramp of β, see `emabench.averaging.profiles`; None for a constant β
-    debias: bool  # weigh the initial weights with nothing, instead of with Πβ
-    buffers: Literal["average", "copy", "recompute"]  # floating-point buffers (batch-norm statistics)
-    active: bool  # training depends on the average (a target network): one decay a run
-    compensated: bool = False  # Kahan summation of the passive averages, at twice their memory: above .99999
+    decay: float | list[float] = Field(description="a number, or a list: several averages of one training")
+    every: Count = Field(description="update every so many steps, with decay^every")
+    start: int = Field(ge=0, description="steps before the first update")
+    warmup: Any = Field(
+        description="a ramp of the decay, {shape: linear, steps: 500} for example; null: none"
+    )
+    debias: bool = Field(description="false: start from the initial weights, as eq. (1) of the article")
+    buffers: Literal["average", "copy", "recompute"] = Field(
+        description="average, copy, recompute: batch-norm statistics of averaged weights"
+    )
+    active: bool = Field(description="set by tasks whose training depends on the average: one decay a run")
+    compensated: bool = Field(
+        False, description="true: Kahan summation, for decays above .99999; twice the averages' memory"
+    )
 
     @field_validator("decay", mode="before")
     @classmethod
@@ -104,24 +112,26 @@ class EmaConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """When the weights are measured. They always are at the end."""
+    """When the weights are evaluated; they always are at the end."""
 
-    every: Count | None  # steps between measurements along the way; None: at the end alone
+    every: Count | None = Field(description="steps between evaluations; null: at the end only")
 
 
 class SnapshotsConfig(Section):
-    """Snapshots of power-function averages, from which any average is rebuilt afterwards (`emabench posthoc`)."""
+    """Two power-function averages, from which emabench posthoc rebuilds any average afterwards."""
 
-    every: Count | None  # steps between snapshots; None: none are kept
-    sigma_rel: Annotated[list[Positive], Field(min_length=1)]  # widths of the averages, as shares of the run
+    every: Count | None = Field(description="steps between snapshots; null: none are kept")
+    sigma_rel: list[Positive] = Field(
+        min_length=1, description="widths of the averages, as shares of the run"
+    )
 
 
 class CheckpointConfig(Section):
-    """When training can be taken up again."""
+    """What an interrupted run resumes from."""
 
-    every: Count | None  # steps between checkpoints; None: by time alone
-    minutes: Positive  # at least so often, measured by the clock
-    keep: Count  # the latest so many are kept
+    every: Count | None = Field(description="steps between checkpoints; null: by time only")
+    minutes: Positive = Field(description="at least one checkpoint in so many minutes")
+    keep: Count = Field(description="how many of the latest to keep")
 
 
 class Config(Section):
@@ -131,33 +141,49 @@ class Config(Section):
     """
 
     task: dict[str, Any]
-    scale: Literal["smoke", "small", "paper"]
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-    steps: Count
-    batch_size: Count
+    scale: Literal["smoke", "small", "paper"] = Field(
+        description="smoke (seconds), small (minutes on two cores, real data), paper (the published setting)"
+    )
+    seed: int = Field(ge=0, lt=2**63, description="of every random draw of the run")
+    steps: Count = Field(description="length of the training, in optimiser steps")
+    batch_size: Count = Field(description="samples a step, of all processes together")
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     clip: ClipConfig
     ema: EmaConfig
-    averages: dict[str, dict[str, Any]]  # further averages by name: {swa: {kind: mean, start: 3000}}
+    averages: dict[str, dict[str, Any]] = Field(
+        description="further averages by name: {swa: {kind: mean, start: 3000, every: 20}}"
+    )
     snapshots: SnapshotsConfig
     evaluate: EvaluateConfig
-    precision: Literal["fp32", "bf16", "fp16"]  # autocast of the forward passes; weights stay fp32
-    compile: bool  # torch.compile for forward and backward passes
-    channels_last: bool = False  # memory layout of convolutions' weights, and so of what they compute
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        description="fp32, bf16, fp16: autocast of the forward passes; weights stay fp32"
+    )
+    compile: bool = Field(description="true: torch.compile for forward and backward passes")
+    channels_last: bool = Field(
+        False, description="memory format of image networks; faster on most GPUs with bf16 or fp16"
+    )
 
-    results_dir: Annotated[str, Field(min_length=1)]
-    data_dir: Annotated[str, Field(min_length=1)]
-    device: str
-    devices: Count = 1  # processes that train the run together, a GPU each where there are GPUs
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # fsdp: each holds its shard of weights, optimiser and averages
-    workers: Annotated[int, Field(ge=0)]
+    results_dir: str = Field(min_length=1, description="runs lie in <results_dir>/<task>/<run_id>/")
+    data_dir: str = Field(min_length=1, description="where data sets are looked for and downloaded to")
+    device: str = Field(description="auto, cpu, cuda, cuda:1")
+    devices: Count = Field(
+        1, description="processes that share each batch, one GPU each where there are GPUs"
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="ddp; fsdp: each process holds a shard of weights, optimiser and averages"
+    )
+    workers: int = Field(ge=0, description="data-loading processes")
     checkpoint: CheckpointConfig
-    log: Literal["none", "offline", "wandb"]
-    log_every: Count
-    log_weights: bool = False  # every set of weights as a W&B artifact, once measured; older runs do not say
-    group: str | None  # W&B group: the table or sweep that asked for the run
-    rerun: bool
+    log: Literal["none", "offline", "wandb"] = Field(
+        description="none, offline, wandb (WANDB_PROJECT and WANDB_ENTITY say where)"
+    )
+    log_every: Count = Field(description="steps between logged losses")
+    log_weights: bool = Field(
+        False, description="true: raw and averaged weights too, as a W&B artifact at the end"
+    )
+    group: str | None = Field(description="W&B group; null: the table or sweep that asked for the run")
+    rerun: bool = Field(description="true: train again although a finished run exists")
 
     @field_validator("device")
     @classmethod
