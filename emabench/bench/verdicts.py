@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from emabench.runs.result import RAW, Result, Row
-from emabench.tables.claims import Kind
 from emabench.tables.gather import Run
 from emabench.tables.judge import judge
 from emabench.tables.spec import Table
+from emabench.tables.verdict import Kind
 
 ROWS = (RAW, "ema_0.9", "ema_0.99", "ema_0.999")
 SPREADS = np.array((0.15, 0.05, 0.05, 0.05))  # of the logarithm of each row's metric: raw weights are noisy

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emabench.report import format as say
 from emabench.runs.files import write_text
-from emabench.tables.judge import Judged, Row
+from emabench.tables.judge import Judged, MeasuredRow
 from emabench.tables.statistics import Estimate
 
 CSV_COLUMNS = (
@@ -135,7 +135,7 @@ def _lines(judged: Judged) -> Iterator[list[object]]:
             ]  # fmt: skip
 
 
-def _cells(judged: Judged, row: Row, metric: str) -> list[str]:
+def _cells(judged: Judged, row: MeasuredRow, metric: str) -> list[str]:
     table, cell = judged.table, row.cells[metric]
     published = [n for n in row.spec.published if n.metric == metric]
     return [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from emabench.tables import spec
-from emabench.tables.claims import Effect, Kind, Verdict
 from emabench.tables.judge import Cell, Ruling
+from emabench.tables.parts import Published
 from emabench.tables.statistics import FEWEST, Estimate
+from emabench.tables.verdict import Effect, Kind, Verdict
 
 MARKS = {  # told apart by shape, not by colour
     Kind.REPRODUCED: "✓",
@@ -102,7 +102,7 @@ def changes(values: Sequence[float]) -> str:
     return f"{low}%" if low == high else f"{low}…{high}%"
 
 
-def published(numbers: Sequence[spec.Published]) -> str:
+def published(numbers: Sequence[Published]) -> str:
     """One published number, or the range of several."""
     values = sorted({n.value for n in numbers})
     if not values:

@@ -24,10 +24,11 @@ from emabench.report import format as say
 from emabench.runs.files import write_text
 from emabench.runs.result import RAW
 from emabench.tables import curves, spec
-from emabench.tables.claims import Kind
 from emabench.tables.gather import Run
-from emabench.tables.judge import Judged, Row, Ruling
+from emabench.tables.judge import Judged, MeasuredRow, Ruling
+from emabench.tables.parts import Source
 from emabench.tables.statistics import FEWEST
+from emabench.tables.verdict import Kind
 
 FOLDER = "report"  # below the results directory
 EVIDENCE = {"V": "opened in the primary source", "V2": "seen in a copy that quotes it"}
@@ -161,7 +162,7 @@ class _Section:
                 "changes": _markup(figures.changes(self.judged, metric)) if self.run else None,
             }
 
-    def _row(self, row: Row, metric: str) -> dict[str, Any]:
+    def _row(self, row: MeasuredRow, metric: str) -> dict[str, Any]:
         cell = row.cells[metric]
         published = [n for n in row.spec.published if n.metric == metric]
         return {
@@ -299,7 +300,7 @@ class _Section:
                 "note": n.note,
             }
 
-    def cited(self) -> list[spec.Source]:
+    def cited(self) -> list[Source]:
         """Sources of what the literature expects that have no number in the table."""
         numbers = {n.source for row in self.table.rows.values() for n in row.published}
         numbers |= {n.source for n in self.table.context}

@@ -14,10 +14,10 @@ from rich.text import Text
 from emabench.report import format as say
 from emabench.runs.result import RAW, Result
 from emabench.tables import spec
-from emabench.tables.claims import Kind
 from emabench.tables.compare import Comparison
 from emabench.tables.gather import Run
 from emabench.tables.judge import Judged
+from emabench.tables.verdict import Kind
 
 STYLES = {
     Kind.REPRODUCED: "green",

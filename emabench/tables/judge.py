@@ -9,10 +9,14 @@ from functools import cached_property
 from statistics import fmean
 
 from emabench.runs.result import DamagedResult
-from emabench.tables import claims, spec
-from emabench.tables.claims import Kind, Test, Values, Verdict
+from emabench.tables import spec
+from emabench.tables.claim import Claim, Unfit, Values
+from emabench.tables.claims.diverged import Diverged
+from emabench.tables.claims.steps import StepsToTarget
 from emabench.tables.gather import Run, Runs
+from emabench.tables.parts import TableRow, at_scale
 from emabench.tables.statistics import ALPHA, Estimate, estimate, holm
+from emabench.tables.verdict import Effect, Kind, PreparedClaim, Verdict
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasuredRow:
     """One row as measured."""
 
     key: str
-    spec: spec.TableRow
+    spec: TableRow
     average: str
     against: str | None
     window: float | None  # steps
@@ -51,8 +55,8 @@ class Row:
 class Ruling:
     """One claim with what was measured of it and the verdict on each that makes it: article, literature."""
 
-    claim: spec.AnyClaim
-    effects: Sequence[claims.Effect]
+    claim: Claim
+    effects: Sequence[Effect]
     verdicts: Mapping[str, Verdict]
 
 
@@ -63,7 +67,7 @@ class Judged:
     table: spec.Table
     scale: str
     runs: Runs
-    rows: Mapping[str, Row]
+    rows: Mapping[str, MeasuredRow]
     rulings: Sequence[Ruling]
     measured_with: Mapping[str, str]
     problems: Sequence[str]  # what a reader has to know of these runs
@@ -118,11 +122,14 @@ def judge(table: spec.Table, scale: str, runs: Runs, overrides: Sequence[str] = 
     rows = {key: _row(table, key, scale, runs, set(mixed)) for key in table.rows}
     problems = [*mixed.values(), *_problems(table, scale, runs)]
     judged = Judged(table, scale, runs, rows, (), measured_with, problems, 0, overrides)
-    tests = [_test(judged, claim, mixed) for claim in table.claims]
-    sides = [side for test in tests for side in test.sides]
+    prepared = [(claim, _prepared(judged, claim, mixed)) for claim in table.claims]
+    sides = [side for _, each in prepared for side in each.sides]
     shown, level = holm(sides), ALPHA / max(1, len(sides))
-    rulings = [Ruling(test.claim, test.effects, test.verdicts(table, shown, level)) for test in tests]
-    return replace(judged, rulings=rulings, claims_judged=sum(bool(test.sides) for test in tests))
+    rulings = [
+        Ruling(claim, each.effects, each.verdicts(claim.expectations(table.rows), shown, level))
+        for claim, each in prepared
+    ]
+    return replace(judged, rulings=rulings, claims_judged=sum(bool(each.sides) for _, each in prepared))
 
 
 def _measured_with(table: spec.Table, runs: Runs) -> tuple[dict[str, str], dict[str, str]]:
@@ -167,10 +174,10 @@ def _problems(table: spec.Table, scale: str, runs: Runs) -> list[str]:
     return found
 
 
-def _row(table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str]) -> Row:
+def _row(table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str]) -> MeasuredRow:
     by_seed = runs.get(table.rows[key].arm, {})
     average, against = table.average(key, scale), table.against(key)
-    decay = spec.at_scale(table.rows[key].decay, scale)
+    decay = at_scale(table.rows[key].decay, scale)
     windows = [run.window(average) if decay is None else 1 / (1 - decay) for run in by_seed.values() if run]
     status = [run.result.status for run in by_seed.values() if run]
     cells = {}
@@ -186,7 +193,7 @@ def _row(table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str]) -
             estimate([mine[seed] - base[seed] for seed in seeds]),
             logs.map(math.expm1) if logs else None,
         )
-    return Row(
+    return MeasuredRow(
         key,
         table.rows[key],
         average,
@@ -211,25 +218,33 @@ def _values(table: spec.Table, key: str, scale: str, runs: Runs, metric: str) ->
     return found
 
 
-def _test(judged: Judged, claim: spec.AnyClaim, mixed: Mapping[str, str]) -> Test:
-    table = judged.table
+def _prepared(judged: Judged, claim: Claim, mixed: Mapping[str, str]) -> PreparedClaim:
     if claim.metric in mixed:
-        return Test(claim, without=Verdict(Kind.NOT_COMPARABLE, "the runs were not measured with the same"))
+        return PreparedClaim(without=Verdict(Kind.NOT_COMPARABLE, "the runs were not measured with the same"))
     if not judged.all_runs:
-        return Test(claim, without=Verdict(Kind.NOT_RUN))
+        return PreparedClaim(without=Verdict(Kind.NOT_RUN))
     if claim.only_at_paper_scale() and (why := judged.comparable(claim.metric)):
-        return Test(claim, without=Verdict(Kind.NOT_COMPARABLE, why))
-    if isinstance(claim, spec.Diverged):
-        return claims.prepare(claim, Values(_diverged(judged, claim), higher=False), table)
+        return PreparedClaim(without=Verdict(Kind.NOT_COMPARABLE, why))
+    values = _claim_values(judged, claim)
+    if not values.seeds(claim.rows()):
+        return PreparedClaim(without=Verdict(Kind.NOT_RUN, "no seed has all the rows it needs"))
+    try:
+        return claim.prepare(values, judged.table.rows)
+    except Unfit as error:
+        return PreparedClaim(without=Verdict(Kind.NOT_COMPARABLE, str(error)))
+
+
+def _claim_values(judged: Judged, claim: Claim) -> Values:
+    if isinstance(claim, Diverged):
+        return Values(_diverged(judged, claim), higher=False)
     numbers = {row: judged.rows[row].cells[claim.metric].values for row in claim.rows()}
-    higher = table.metrics[claim.metric].better == "higher"
-    values = Values(numbers, higher)
-    if isinstance(claim, spec.StepsToTarget):
-        values = Values(numbers, higher, _tracks(judged, claim), _target(judged, claim))
-    return claims.prepare(claim, values, table)
+    higher = judged.table.metrics[claim.metric].better == "higher"
+    if isinstance(claim, StepsToTarget):
+        return Values(numbers, higher, _tracks(judged, claim), _target(judged, claim))
+    return Values(numbers, higher)
 
 
-def _diverged(judged: Judged, claim: spec.Diverged) -> dict[str, dict[int, float]]:
+def _diverged(judged: Judged, claim: Diverged) -> dict[str, dict[int, float]]:
     """By row and seed: 1 for a run that diverged, 0 for one that finished."""
     return {
         key: {
@@ -241,7 +256,7 @@ def _diverged(judged: Judged, claim: spec.Diverged) -> dict[str, dict[int, float
     }
 
 
-def _tracks(judged: Judged, claim: spec.StepsToTarget) -> dict[str, dict[int, list[tuple[int, float]]]]:
+def _tracks(judged: Judged, claim: StepsToTarget) -> dict[str, dict[int, list[tuple[int, float]]]]:
     """What was measured along the runs of the claim's two rows, where that is more than their ends."""
     found: dict[str, dict[int, list[tuple[int, float]]]] = {}
     for key in (claim.row, claim.over):
@@ -256,8 +271,8 @@ def _tracks(judged: Judged, claim: spec.StepsToTarget) -> dict[str, dict[int, li
     return found
 
 
-def _target(judged: Judged, claim: spec.StepsToTarget) -> float | None:
+def _target(judged: Judged, claim: StepsToTarget) -> float | None:
     if claim.target_row:
         values = judged.rows[claim.target_row].cells[claim.metric].values
         return fmean(values.values()) if values else None
-    return spec.at_scale(claim.target, judged.scale)
+    return at_scale(claim.target, judged.scale)

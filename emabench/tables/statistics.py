@@ -225,15 +225,15 @@ Side = Sequence[Statement]
 """Statements of which each implies the ones before it ("above 0", "above 0.1"): tested in this order."""
 
 
-def holm(sides: Sequence[Side], alpha: float = ALPHA) -> set[int]:
-    """Which statements (by id) are shown, so that any false one among all has a chance of at most alpha.
+def holm(sides: Sequence[Side], alpha: float = ALPHA) -> set[Statement]:
+    """Which statements are shown, so that any false one among all has a chance of at most alpha.
 
     Holm's procedure over sides. Within a side the statements are tested in their order, each at the side's level,
     until one is not shown; a side that is shown to its end leaves its level to the others (a fixed sequence in
     each family of Bretz et al. 2009, "A graphical approach to sequentially rejective multiple test procedures").
     Both sides of a difference are sides of their own, so statements about its direction are covered too.
     """
-    shown: set[int] = set()
+    shown: set[Statement] = set()
     left = [side for side in sides if side]
     while left:
         level = alpha / len(left)
@@ -243,7 +243,7 @@ def holm(sides: Sequence[Side], alpha: float = ALPHA) -> set[int]:
                 if statement.p > level:
                     rest.append(side)
                     break
-                shown.add(id(statement))
+                shown.add(statement)
         if len(rest) == len(left):
             break
         left = rest

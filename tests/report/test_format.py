@@ -5,9 +5,9 @@ import math
 import pytest
 
 from emabench.report import format as say
-from emabench.tables import spec
-from emabench.tables.claims import Kind, Verdict
+from emabench.tables.parts import Published
 from emabench.tables.statistics import Estimate
+from emabench.tables.verdict import Kind, Verdict
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_single_numbers() -> None:
 
 
 def test_published_numbers_as_a_range() -> None:
-    def numbers(*values: float) -> list[spec.Published]:
-        return [spec.Published(metric="fid", value=v, source="s") for v in values]
+    def numbers(*values: float) -> list[Published]:
+        return [Published(metric="fid", value=v, source="s") for v in values]
 
     assert say.published(numbers(12.14, 8.06)) == "8.06–12.14"
     assert say.published(numbers(3.21, 3.21)) == "3.21"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from emabench.bench import verdicts
-from emabench.tables.claims import Kind
 from emabench.tables.statistics import ALPHA
+from emabench.tables.verdict import Kind
 
 WORLDS = {truth.name: truth for truth in verdicts.TRUTHS}
 
@@ -36,7 +36,7 @@ def test_the_simulation_would_notice_false_verdicts(monkeypatch: pytest.MonkeyPa
     from emabench.tables import judge, statistics
 
     monkeypatch.setattr(statistics, "p_above", statistics.t_above)
-    monkeypatch.setattr(judge, "holm", lambda sides: {id(s) for side in sides for s in side if s.p <= 0.2})
+    monkeypatch.setattr(judge, "holm", lambda sides: {s for side in sides for s in side if s.p <= 0.2})
     assert verdicts.rates(WORLDS["no effect, normal"], 5, tables=60).false > 0.3
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from emabench.tables.claims import Kind, Verdict
 from emabench.tables.gather import Run
 from emabench.tables.judge import judge
 from emabench.tables.spec import Table
+from emabench.tables.verdict import Kind, Verdict
 
 from . import golden
 

@@ -14,10 +14,10 @@ from scipy import stats
 from emabench.errors import RunFailed, UserError
 from emabench.runs.result import DamagedResult
 from emabench.tables import gather, spec
-from emabench.tables.claims import Kind
 from emabench.tables.curves import tracks, window_curve, window_curves
 from emabench.tables.gather import Run, all_runs, asked_for, read_run
 from emabench.tables.judge import Judged, judge
+from emabench.tables.verdict import Kind
 
 from . import golden
 

@@ -8,6 +8,8 @@ import yaml
 
 from emabench.errors import UserError
 from emabench.tables import spec
+from emabench.tables.claims.gain import Gain
+from emabench.tables.parts import Amount
 
 MINIMAL: dict[str, Any] = {
     "title": "A table",
@@ -110,7 +112,7 @@ def test_changes_come_from_numbers_of_one_source(tmp_path: Path) -> None:
 
 
 def test_amounts() -> None:
-    claim = spec.Gain(
+    claim = Gain(
         type="gain",
         text="",
         metric="fid",
@@ -121,9 +123,9 @@ def test_amounts() -> None:
         tolerance="8%",
         sources=["x"],
     )  # type: ignore[arg-type]
-    assert claim.article == (spec.Amount(-0.38, True), spec.Amount(-0.38, True))
+    assert claim.article == (Amount(-0.38, True), Amount(-0.38, True))
     assert [end.value for end in claim.literature or ()] == [pytest.approx(-0.74), pytest.approx(-0.6)]
-    assert str(spec.Amount(-0.38, True)) == "−38%"
+    assert str(Amount(-0.38, True)) == "−38%"
     assert not claim.only_at_paper_scale()
 
 

@@ -128,7 +128,7 @@ class P(Statement):
 def shown(sides: list[list[float]]) -> list[list[bool]]:
     statements = [[P(p) for p in side] for side in sides]
     found = holm(statements)
-    return [[id(s) in found for s in side] for side in statements]
+    return [[s in found for s in side] for side in statements]
 
 
 def plain_holm(ps: list[float]) -> list[bool]:
