@@ -13,22 +13,26 @@ from emabench.launch.plan import found
 from emabench.tables import spec
 from emabench.tables.gather import Runs
 
-USAGE = f"emabench table NAME [seeds=N] {many.USAGE} [overrides]"
+USAGE = f"emabench table NAME [seeds=N] {many.USAGE} [--from FILE.json] [overrides]"
 
 
 def main(words: Sequence[str]) -> int:
     """`emabench table NAME [seeds=N] [jobs=N] [launcher=slurm [cluster=PROFILE] [runs_per_job=N]] [overrides]`
 
     Run what is missing, print measured beside reported, write the page. --dry-run: show what would run;
-    --status: how far the runs are; --collect: judge what is there. `emabench table numerics` is of rounding errors.
+    --status: how far the runs are; --collect: judge what is there; --from FILE.json: judge the runs of a file that
+    a report wrote, running nothing. `emabench table numerics` is of rounding errors.
     """
     if words and words[0] == "numerics":  # no training: rounding errors, measured in this process
         from emabench.bench import numerics
 
         numerics.main(words[1:])
         return DONE
+    words, file = _from(words)
     name, options, overrides = _read(words)
     table = spec.load(name)
+    if file is not None:
+        return _show_file(table, file, options, overrides)
     scale = next((word[6:] for word in overrides if word.startswith("scale=")), "small")
     spec.check_scale(scale)
     seeds = options.counts.get("seeds") or table.seed_count(scale)
@@ -54,6 +58,38 @@ def main(words: Sequence[str]) -> int:
             f"{lacking} of {len(named)} runs failed, or another process has them (their words are above, or in each "
             "run's log.txt); the same command tries again what is missing"
         )
+    return DONE
+
+
+def _from(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The words without `--from FILE` (or `--from=FILE`), and the file."""
+    rest, file = list(words), None
+    for i, word in enumerate(words):
+        if word == "--from":
+            if i + 1 == len(words):
+                raise UserError(f"--from: which file? {USAGE}")
+            file, rest = Path(words[i + 1]), [*words[:i], *words[i + 2 :]]
+        elif word.startswith("--from="):
+            file, rest = Path(word.removeprefix("--from=")), [*words[:i], *words[i + 1 :]]
+    return rest, file
+
+
+def _show_file(table: spec.Table, file: Path, options: many.Options, overrides: Sequence[str]) -> int:
+    """Judge the runs of a file, print them and write the page; nothing is run."""
+    if options.action or options.counts:
+        raise UserError(
+            f"--from {file}: runs nothing, so neither seeds=, jobs= nor {options.action or 'an action'} apply"
+        )
+    from emabench.report import html, terminal
+    from emabench.tables import records
+    from emabench.tables.judge import judge
+
+    scale, runs = records.read(file, table)
+    results_dir = Path(configuration([f"task={table.task}", *overrides]).results_dir)
+    words = [word for word in overrides if not word.startswith("results_dir=")]
+    judged = judge(table, scale, runs, words)
+    terminal.show(judged)
+    print(f"\npage    {html.write_table(judged, results_dir)}")
     return DONE
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from emabench.paths import COMMAND
 from emabench.report import format as say
 from emabench.runs.files import write_text
+from emabench.tables import records
 from emabench.tables.judge import Judged, MeasuredRow
 from emabench.tables.statistics import Estimate
 
@@ -28,10 +31,13 @@ TEX = {
 
 
 def write(judged: Judged, folder: Path) -> list[Path]:
-    """Write `<table>.md`, `.tex` and `.csv`; returns their paths."""
+    """Write `<table>.md`, `.tex`, `.csv` and `.json` (the runs, to be judged again); returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for ending, text in (("md", markdown(judged)), ("tex", latex(judged)), ("csv", as_csv(judged))):
+    command = os.environ.get(COMMAND) or f"emabench table {judged.table.name}"
+    texts = {"md": markdown(judged), "tex": latex(judged), "csv": as_csv(judged)}
+    texts["json"] = records.to_json(judged, command)
+    for ending, text in texts.items():
         path = folder / f"{stem(judged)}.{ending}"
         write_text(path, text)
         written.append(path)

@@ -83,18 +83,23 @@ def read_result(path: Path) -> Result:
         raise
     except OSError as error:
         raise DamagedResult(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_result(text, str(path))
+
+
+def parse_result(text: str, source: str) -> Result:
+    """A result from its JSON text; `source` names where it is from. Raises DamagedResult when it is not one."""
     try:
         schema = json.loads(text)["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedResult(f"{path}: not a result file ({type(error).__name__}: {error})") from error
+        raise DamagedResult(f"{source}: not a result file ({type(error).__name__}: {error})") from error
     if schema != SCHEMA:
-        raise DamagedResult(f"{path}: schema {schema!r}, this version reads {SCHEMA}")
+        raise DamagedResult(f"{source}: schema {schema!r}, this version reads {SCHEMA}")
     try:
         return _RESULT.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise DamagedResult(f"{path}: not a result file ({where}: {first['msg']})") from error
+        raise DamagedResult(f"{source}: not a result file ({where}: {first['msg']})") from error
 
 
 def row_to_json(row: Row) -> str:

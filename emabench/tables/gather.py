@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,14 @@ Runs = Mapping[str, Mapping[int, "Run | None"]]
 
 @dataclass(frozen=True)
 class Run:
-    """A run with a result. `path` is its directory; None for one that is only in memory."""
+    """A run with a result. `path` is its directory; None for one that is only in memory.
+
+    `evaluations`: what was measured along training, by average and metric, of a run that has no directory.
+    """
 
     result: Result
     path: Path | None = None
+    evaluations: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -73,7 +77,7 @@ class Run:
 
     def measured(self, average: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of every measurement of one average along the run, the last one included."""
-        found = {}
+        found = dict(self.evaluations.get(average, {}).get(metric, ()))
         for line in self._lines:
             value = line.get("eval", {}).get(average, {}).get(metric)
             if value is not None:

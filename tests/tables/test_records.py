@@ -1,0 +1,61 @@
+"""A table's runs in one file: what was judged from directories is judged the same from the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from emabench.cli import main
+from emabench.report import files
+from emabench.tables import records, spec
+from emabench.tables.judge import judge
+
+from . import golden
+
+
+def test_a_file_is_judged_as_the_directories_were(tmp_path: Path) -> None:
+    table = spec.load("imagenet_resnet50")
+    judged = judge(table, "small", golden.classifiers(tmp_path, 6))
+    file = tmp_path / "table.json"
+    file.write_text(records.to_json(judged, "emabench table"))
+    scale, runs = records.read(file, table)
+    again = judge(table, scale, runs)
+    assert files.markdown(again) == files.markdown(judged)
+    first, second = (each.runs["constant"][3] for each in (judged, again))
+    assert first and second
+    assert second.measured("raw", "top1") == [
+        (step, pytest.approx(value, rel=1e-6)) for step, value in first.measured("raw", "top1")
+    ]
+    assert len(second.measured("raw", "top1")) == 20
+
+
+def test_the_command_renders_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = spec.load("ddpm_cifar10")
+    judged = judge(table, "small", golden.diffusion(tmp_path / "runs", 5))
+    (source,) = (f for f in files.write(judged, tmp_path) if f.suffix == ".json")
+    out = tmp_path / "out"
+    assert main(["table", "ddpm_cifar10", "--from", str(source), f"results_dir={out}"]) == 0
+    assert "DDPM on CIFAR-10  §16.1" in capsys.readouterr().out
+    assert (out / "report" / "ddpm_cifar10.md").read_text() == files.markdown(judged)
+    assert (out / "report" / "ddpm_cifar10.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not json", "is not a table's JSON file"),
+        ("{}", "is not a table's JSON file"),
+        (json.dumps({"runs": [{"arm": "nowhere"}]}), "arm 'nowhere' is none of table ddpm_cifar10"),
+        (json.dumps({"runs": [{"arm": "constant", "schema": 1}]}), "not a result file"),
+    ],
+)
+def test_files_of_something_else_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(content)
+    assert main(["table", "ddpm_cifar10", "--from", str(file)]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["table", "ddpm_cifar10", "--from"]) == 2
