@@ -1,0 +1,1 @@
+"""The statements, a file a section of the article."""
