@@ -41,10 +41,11 @@ def adam_update(gradients: np.ndarray, beta1: float, beta2: float, epsilon: floa
     needs="Adam's ε is zero (or far below every |gradient|), and no gradient is zero",
 )
 def signsgd_is_adam(betas: Form, effort: Effort) -> Outcome:
+    beta1, beta2 = betas
     g = effort.rng.normal(size=(7, 50))
-    gap = np.abs(adam_update(g, *betas) - np.sign(g[-1])).max()
+    gap = np.abs(adam_update(g, beta1, beta2) - np.sign(g[-1])).max()
     small = g * 1e-9
-    gap_with_epsilon = np.abs(adam_update(small, *betas, epsilon=1e-8) - np.sign(g[-1])).max()
+    gap_with_epsilon = np.abs(adam_update(small, beta1, beta2, epsilon=1e-8) - np.sign(g[-1])).max()
     return conditional(
         max(gap, gap_with_epsilon) < 1e-9,
         gap < 1e-9,
@@ -67,7 +68,7 @@ def first_step_is_sign(steps: Form, effort: Effort) -> Outcome:
     rng = effort.rng
     g = rng.normal(size=(steps, 50))
     betas = rng.uniform(0.1, 0.9999, size=(50, 2))
-    gap = max(float(np.abs(adam_update(g, *b) - np.sign(g[-1])).max()) for b in betas)
+    gap = max(float(np.abs(adam_update(g, b[0], b[1]) - np.sign(g[-1])).max()) for b in betas)
     plain = max(float(abs((1 - b[0]) / np.sqrt(1 - b[1]) - 1)) for b in betas)  # without corrections
     return conditional(
         max(gap, plain) < 1e-9,
