@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from emabench import plugins
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError, nearest
 from emabench.paths import COMMAND, PACKAGE
 from emabench.training.interruption import interrupting, was_asked
@@ -28,6 +29,7 @@ emabench: does averaging the weights help, by how much, with which decay?
   emabench table ddpm_cifar10                        every row of a reported table, and the verdicts
 
 Keys: {keys}
+Your own tasks, tables, averages and sweeps: --path DIR (or EMABENCH_PATH) with any command
 Every key with its meaning: {conf}; what a command would run with: emabench --cfg key=value …
 Exit status: 0 done, 1 the run failed, 2 a mistake in what was asked, 75 interrupted and resumable."""
 
@@ -50,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answered(words: list[str]) -> int:
     """Run a command and say how it ended, where that needs words."""
     try:
-        return _dispatch(words)
+        words, given = plugins.split(words)
+        with plugins.using(given):
+            if words[:1] != ["new"]:  # which makes the folder
+                plugins.check(given)
+            return _dispatch(words)
     except BrokenPipeError:
         # The reader went away (`| head`): nothing of ours failed. Keep Python from saying so at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,7 +103,7 @@ def _dispatch(words: list[str]) -> int:
             return DONE
         return import_module(f"emabench.commands.{first}").main(words[1:])
     if first and first.replace("_", "").isalpha():
-        if (PACKAGE / "tasks" / f"{first}.py").exists() or first == "task":
+        if first in plugins.find("conf/task") or first == "task":
             raise UserError(f"{first}: write task={first if first != 'task' else 'NAME'}")
         raise UserError(
             f"{first!r} is neither a verb nor an override{nearest(first, _verbs())} (all: emabench --help)"

@@ -6,11 +6,13 @@ import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -18,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from emabench import plugins
 from emabench.config import SCALES, Config, bind
 from emabench.data import catalog
 from emabench.errors import UserError, nearest
@@ -90,7 +93,7 @@ def composed(overrides: Sequence[Override]) -> DictConfig:
     groups = [o for o in overrides if _is_group(o)]
     for override in groups:
         _check_choice(override)
-    known = _known(tuple(o.input_line or "" for o in groups))
+    known = _known(tuple(o.input_line or "" for o in groups), tuple(plugins.folders()))
     for override in overrides:
         if override not in groups:
             _check_key(override, known)
@@ -99,7 +102,7 @@ def composed(overrides: Sequence[Override]) -> DictConfig:
 
 
 @functools.lru_cache(maxsize=64)
-def _known(groups: tuple[str, ...]) -> DictConfig:
+def _known(groups: tuple[str, ...], folders: tuple[Path, ...]) -> DictConfig:
     """What there is to override once these groups are chosen. Composed once for all runs of a table."""
     return _compose(list(groups))
 
@@ -109,7 +112,7 @@ def _compose(overrides: list[str]) -> DictConfig:
     register_resolvers()
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"), _tasks_from_outside(overrides):
             return hydra_compose("config", overrides)
     except (
         HydraException,
@@ -119,6 +122,30 @@ def _compose(overrides: list[str]) -> DictConfig:
     ) as error:  # Hydra's own checks raise any
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         raise UserError(f"configuration: {str(cause).strip().splitlines()[0]}") from error
+
+
+@contextmanager
+def _tasks_from_outside(overrides: Sequence[str]) -> Iterator[None]:
+    """Inside the block Hydra knows the YAML of tasks that are not in `conf/`. UserError for a broken one asked for."""
+    store = ConfigStore.instance()
+    outside = [item for item in plugins.find("conf/task").values() if not item.source.built_in]
+    for item in outside:
+        try:
+            node = OmegaConf.load(item.path)
+            if not isinstance(node, DictConfig):
+                raise ValueError("holds no keys and values")
+            store.store(item.name, node, group="task", package="_global_")
+        except (
+            Exception
+        ) as error:  # besides YAMLError, tags with wrong values raise whatever comes (PyYAML 6)
+            if f"task={item.name}" in overrides:
+                raise UserError(plugins.why(item.path, error)) from error
+            plugins.left_out(plugins.why(item.path, error))
+    try:
+        yield
+    finally:
+        for item in outside:
+            store.repo.get("task", {}).pop(f"{item.name}.yaml", None)
 
 
 def register_resolvers() -> None:
@@ -146,12 +173,8 @@ def _first_found(*names: str, _root_: DictConfig) -> str:
 
 
 def groups() -> dict[str, list[str]]:
-    """The config groups of `conf/` with their choices: {"task": ["classification", "ddpm"]}."""
-    return {
-        str(folder.relative_to(conf_dir())): sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(conf_dir().rglob("*"))
-        if folder.is_dir() and folder.name not in ("table", "cluster")
-    }
+    """The config groups with their choices: {"task": ["classification", "ddpm"]}."""
+    return {"task": sorted(plugins.find("conf/task"))}
 
 
 def _is_group(override: Override) -> bool:
@@ -159,12 +182,8 @@ def _is_group(override: Override) -> bool:
 
 
 def _check_choice(override: Override) -> None:
-    group, choice = override.key_or_group, override.value()
-    known = groups().get(group)
-    if known is not None and choice not in known:
-        raise UserError(
-            f"{override.input_line}: there is no {group} {str(choice)!r}{nearest(str(choice), known)}"
-        )
+    if override.key_or_group in groups():
+        plugins.get(f"conf/{override.key_or_group}", str(override.value()), override.input_line or "")
 
 
 def _check_key(override: Override, known: DictConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from emabench import plugins
 from emabench.averaging import profiles
 from emabench.errors import UserError, nearest
 
@@ -231,8 +232,11 @@ class Config(Section):
                 )
             try:
                 found[name] = profiles.from_dict(spec)
-            except ValueError as error:
-                raise ValueError(f"averages.{name}: {error}") from error
+            except UserError:
+                raise
+            except Exception as error:  # a kind from outside the package may raise anything
+                text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                raise ValueError(f"averages.{name}: {text}") from error
         for name, profile in found.items():
             start = profile.start if profile.start >= 1 else round(profile.start * self.steps)
             if start + profile.every > self.steps:
@@ -252,6 +256,35 @@ class Config(Section):
         """Where the run's files lie: `<results_dir>/<task>/<run_id>/`."""
         return Path(self.results_dir) / self.task_name / self.run_id()
 
+    def origins(self) -> dict[str, str]:
+        """Which parts of this run are not the package's own, and the files that they are from."""
+        kinds = [("averages", kind) for kind in _kinds_in(self.averages)]
+        return plugins.origins([("tasks", self.task_name), *kinds])
+
+
+def _kinds_in(spec: Any) -> Iterator[str]:
+    """The kinds of average that plain data mentions, those inside others included."""
+    if isinstance(spec, Mapping):
+        if isinstance(spec.get("kind"), str):
+            yield spec["kind"]
+        for value in spec.values():
+            yield from _kinds_in(value)
+
+
+def _search_average(kind: str) -> None:
+    """Import the file that defines a kind of average which is not the package's own."""
+    item = plugins.find("averages").get(kind) if isinstance(kind, str) else None
+    if item is None:
+        return
+    module = plugins.load("averages", kind)
+    known = profiles.KINDS.get(kind)
+    if known is None:
+        raise UserError(f"{item.path}: defines no average of kind {kind!r}, the file's name")
+    if known.__module__ != module.__name__:
+        raise UserError(f"averages: {kind} is both {item.path} and {known.__module__}; rename yours")
+
+
+profiles.SEARCH.append(_search_average)
 
 PRIVATE = {"results_dir", "data_dir", "device", "devices", "parallel", "workers"}
 PRIVATE |= {"checkpoint", "log", "log_every", "log_weights", "group", "rerun"}

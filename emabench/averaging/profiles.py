@@ -13,7 +13,7 @@ that has no initial weights (uniform mean, debiased EMA), the average is the cur
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 KINDS: dict[str, type[Profile]] = {}
 """Every kind of profile by the name it has in configurations and results."""
+
+SEARCH: list[Callable[[str], object]] = []
+"""Called with each kind that `from_dict` is given: may import the file that defines it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,9 @@ class Profile:
     def __init_subclass__(cls, kind: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if kind:
+            taken = KINDS.get(kind)
+            if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"kind {kind!r} is taken by {taken.__module__}.{taken.__qualname__}")
             cls.kind = kind
             KINDS[kind] = cls
 
@@ -181,6 +187,8 @@ def from_dict(plain: Mapping[str, Any] | Profile) -> Profile:
     if "kind" not in options:
         raise ValueError(f"average {options!r} has no kind; known: {', '.join(sorted(KINDS))}")
     kind = options.pop("kind")
+    for search in SEARCH:
+        search(kind)
     check_choice("kind", kind, KINDS)
     check_options(f"an average of kind {kind!r}", options, [f.name for f in fields(KINDS[kind])])
     return KINDS[kind](**options)

@@ -58,7 +58,7 @@ def configurations(results_dir: Path, runs: int) -> list[Config]:
     here = [f"results_dir={results_dir}", "device=cpu"]
     arms = [
         configuration([*table.words(arm, "small"), *here])
-        for table in map(spec.load, spec.names())
+        for table in spec.all_tables()
         for arm in table.arms
     ]
     found: dict[Path, Config] = {}  # tables share some of their runs
@@ -114,4 +114,4 @@ def make_up(config: Config) -> None:
 
 @functools.cache
 def _table(task: str) -> spec.Table:
-    return next(table for table in map(spec.load, spec.names()) if table.task == task)
+    return next(table for table in spec.all_tables() if table.task == task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from emabench import plugins
 from emabench.commands.table import plan
 from emabench.compose import configuration
 from emabench.config import SCALES
@@ -33,7 +34,14 @@ def write(words: Sequence[str]) -> tuple[Path, int, list[str]]:
         raise UserError(f"results_dir={results_dir}: is not there; nothing was measured in it")
     runs, unreadable = all_runs(results_dir)
     there = {run.path: run for run in runs if run.path}
-    judged = [each for name in spec.names() for each in _judged(spec.load(name), there, words)]
+    judged = []
+    for table in spec.all_tables():
+        try:
+            judged += _judged(table, there, words)
+        except UserError as error:  # of a table from outside the package, or its task; all else is reported
+            if plugins.find("conf/table")[table.name].source.built_in:
+                raise
+            unreadable.append(f"table {table.name}: {error}")
     of_tables = {run.path for each in judged for run in each.all_runs}
     others = [run for run in runs if run.path not in of_tables]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from emabench import plugins
 from emabench.config import Config
 from emabench.errors import UserError
 from emabench.launch import slurm, status
@@ -100,7 +101,12 @@ def carry_out(name: str, runs: Mapping[str, Config], options: Options, command: 
             "torchrun starts the processes of one run; several runs start their own: devices=N or launcher=slurm"
         )
     configs = list(runs.values())
-    command = [os.environ.get("EMABENCH_CALLED", command[0]), *command[1:]]  # as scripts/emabench has it
+    paths = [word for folder in plugins.given() for word in (plugins.OPTION, str(folder))]
+    command = [
+        os.environ.get("EMABENCH_CALLED", command[0]),
+        *command[1:],
+        *paths,
+    ]  # as scripts/emabench has it
     if options.action == "--dry-run":
         width = max(map(len, runs))
         for title, at in status.standings(runs).items():

@@ -25,6 +25,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn, Self
 import submitit
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from emabench import plugins
 from emabench.config import Config, Count, Positive, Section, checked
 from emabench.errors import INTERRUPTED, Interrupted, RunFailed, UserError, nearest
 from emabench.launch.local import missing, run_missing
@@ -91,15 +92,19 @@ class Job:
 
     def __init__(self, configs: Sequence[Config], jobs: int) -> None:
         self.configs, self.jobs = [config.model_dump() for config in configs], jobs
+        self.folders = plugins.folders()
 
     def __call__(self) -> None:
-        configs = [checked(Config, values) for values in self.configs]
-        try:
-            run_missing(configs, self.jobs)
-        except Interrupted:
-            hand_back()
-        if failed := missing(configs):
-            raise RunFailed(f"{len(failed)} of {len(configs)} runs failed, {failed[0].directory()} for one")
+        with plugins.using(self.folders):
+            configs = [checked(Config, values) for values in self.configs]
+            try:
+                run_missing(configs, self.jobs)
+            except Interrupted:
+                hand_back()
+            if failed := missing(configs):
+                raise RunFailed(
+                    f"{len(failed)} of {len(configs)} runs failed, {failed[0].directory()} for one"
+                )
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit calls at a requeue: the job is submitted again as it is, its runs hold their state."""

@@ -19,6 +19,10 @@ from emabench.errors import UserError
 from emabench.runs.files import read_yaml, remove_leftovers, write_text
 from emabench.runs.result import Result, Row, read_result, read_row, row_to_json, to_json
 
+ORIGIN = (
+    "# from outside emabench: "  # begins the lines of config.yaml that say where a task or an average was
+)
+
 
 class Held(UserError):
     """Another process has the run."""
@@ -48,7 +52,8 @@ class RunDirectory:
             if self.config.exists():
                 self._check_identity(config)
             text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-            write_text(self.config, text)
+            origins = [f"{ORIGIN}{name}: {file}\n" for name, file in config.origins().items()]
+            write_text(self.config, "".join(origins) + text)
 
     def _check_identity(self, config: Config) -> None:
         """The configuration on disk and the one asked for have to be of the same run."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emabench import plugins
 from emabench.config import Config, checked
 from emabench.errors import RunFailed, UserError, nearest
-from emabench.runs.directory import RunDirectory
+from emabench.runs.directory import ORIGIN, RunDirectory
 from emabench.runs.files import read_yaml
 
 HERE = ("device", "data_dir", "workers")  # what may differ where a run was moved to
@@ -55,9 +56,18 @@ def read_config(directory: RunDirectory) -> Config:
         raise RunFailed(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(data, dict):
         raise RunFailed(f"{file}: is damaged")
+    origins = [
+        line[len(ORIGIN) :] for line in file.read_text("utf-8").splitlines() if line.startswith(ORIGIN)
+    ]
     try:
-        return checked(Config, data)
+        config = checked(Config, data)
     except UserError as error:
+        outside = f" ({'; '.join(origins)}: --path FOLDER finds it)" if origins else ""
         raise RunFailed(
-            f"{file}: is damaged or of another version of emabench; nothing was changed: {error}"
+            f"{file}: is damaged or of another version of emabench; nothing was changed: {error}{outside}"
         ) from error
+    for origin in origins:
+        kind, _, name = origin.partition(":")[0].partition("/")
+        if name not in plugins.find(kind):
+            raise UserError(f"{directory.path}: {origin} is not there now; --path FOLDER says where it is")
+    return config

@@ -12,9 +12,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from emabench import plugins
 from emabench.config import SCALES, Section, checked
 from emabench.errors import UserError, nearest
-from emabench.paths import conf_dir
 from emabench.runs.files import read_yaml
 from emabench.runs.result import RAW
 from emabench.tables.claims import AnyClaim
@@ -132,14 +132,25 @@ class Table(Section):
 
 def names() -> list[str]:
     """The tables there are."""
-    return sorted(path.stem for path in (conf_dir() / "table").glob("*.yaml"))
+    return sorted(plugins.find("conf/table"))
+
+
+def all_tables() -> list[Table]:
+    """All tables by name. One from outside the package that cannot be read is named to the user and left out."""
+    tables = []
+    for item in sorted(plugins.find("conf/table").values(), key=lambda item: item.name):
+        try:
+            tables.append(read(item.path))
+        except UserError as error:
+            if item.source.built_in:
+                raise
+            plugins.left_out(str(error))
+    return tables
 
 
 def load(name: str) -> Table:
     """One table by name. Raises UserError for one that is not there or not right."""
-    if name not in names():
-        raise UserError(f"table {name!r}: there is no such table{nearest(name, names())}")
-    return read(conf_dir() / "table" / f"{name}.yaml")
+    return read(plugins.get("conf/table", name, f"table {name}").path)
 
 
 def read(path: Path) -> Table:
@@ -158,7 +169,7 @@ def read(path: Path) -> Table:
 
 def of_task(task: str) -> list[Table]:
     """The tables that a task's runs belong to."""
-    return [table for table in map(load, names()) if table.task == task]
+    return [table for table in all_tables() if table.task == task]
 
 
 def check_scale(scale: str) -> None:

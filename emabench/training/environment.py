@@ -65,6 +65,7 @@ def describe(config: Config, device: torch.device, processes: int = 1) -> dict[s
         "processes": processes,
         "threads": torch.get_num_threads(),  # of each
         "precision": config.precision,
+        **({"plugins": origins} if (origins := config.origins()) else {}),
     }
 
 
