@@ -16,32 +16,28 @@ from torch.utils.hooks import RemovableHandle
 from emabench.averaging import gradients, state, tensors
 from emabench.averaging._checks import NotFinite, check_choice, nearest
 from emabench.averaging.kernels import Move, Plan, first_non_finite
-from emabench.averaging.layers import PerLayer
 from emabench.averaging.mixture import Mixture
 from emabench.averaging.offload import Offload
-from emabench.averaging.profiles import EMA, Profile, from_dict
-from emabench.averaging.swap import Lender
+from emabench.averaging.profiles import RAW, Profile, Stepper, from_dict
+from emabench.averaging.swap import Swap
 from emabench.averaging.tensors import Followed
-
-RAW = "raw"
 
 
 @dataclass
 class Average:
     """One average: its rule, how far it has come, and its tensors (in the order of `Averager.followed`).
 
-    slots: sets of tensors, one for a profile that is updated in place, k for the k latest snapshots, none for a
-    mixture; first: index of the first of them among all sets; lost: what compensated summation carries.
-    log_kept: by part of the profile, log of the weight left on the start.
+    sets: lists of tensors, one for a profile that is updated in place, k for the k latest snapshots, none for a
+    mixture; first_set: index of the first of them among the sets of all averages; compensation: the bits that
+    compensated summation carries; updates_done: how many times the average has changed.
     """
 
     profile: Profile
-    slots: list[list[Tensor]]
-    lost: list[Tensor] | None
-    first: int
-    part: list[int]
-    acts: int
-    log_kept: list[float]
+    stepper: Stepper
+    sets: list[list[Tensor]]
+    compensation: list[Tensor] | None
+    first_set: int
+    updates_done: int = 0
 
 
 class Averager:
@@ -56,14 +52,14 @@ class Averager:
             model's current ones; "recompute" does as well, and says that `recalibrate` is to be called inside
             `applied`. Buffers that are not in the state_dict are left alone.
         frozen: "average" follows parameters that need no gradient too; "live" leaves those out, saves their
-            memory, and refuses to go on when one of them is unfrozen.
+            memory, and refuses to update once one of them is unfrozen.
         dtype: type of the averages; float32 if not given, or the parameter's own where that is wider.
         compensated: Kahan summation for all averages or the named ones, at twice their memory; for decays above
             .99999.
         check_finite: refuse an update from weights that are NaN or infinite, leaving all averages as they were.
             Reads every parameter once more before the update: between a half and two thirds of the cost of an
             update with one average, a fifth with four.
-        offload: keep the averages on the CPU and update them in a thread while training goes on.
+        offload: keep the averages on the CPU and update them in a thread beside the training.
 
     An average is the current weights until it begins (see `profiles`).
     """
@@ -85,87 +81,80 @@ class Averager:
         self.model, self.frozen, self.check_finite, self.dtype = model, frozen, check_finite, dtype
         self.updates = 0
         self._average_buffers = buffers == "average"
-        self._follow(*tensors.followed(model, frozen))
+        self._set_followed(*tensors.followed(model, frozen))
         self._sharded = any(map(tensors.is_sharded, self._tensors))
-        self._layers = [f.name.rpartition(".")[0] for f in self.followed]
         self._offload = Offload(self._live()) if offload else None
         self._averages: dict[str, Average] = {}
         self._sets: list[list[Tensor]] = []
-        self._lost: list[list[Tensor] | None] = []
+        self._compensation: list[list[Tensor] | None] = []
         kahan = set(profiles if compensated is True else compensated or ())
         for name in kahan - set(profiles):
             raise ValueError(f"compensated={name!r} is none of the averages{nearest(name, profiles)}")
         for name, rule in profiles.items():
             self._add(name, from_dict(rule), name in kahan)
         for name, average in self._averages.items():
-            if isinstance(average.profile, Mixture):
-                self._check_mixture(average.profile, name)
+            self._check_combined(average.profile, name)
         self._plan: Plan | None = None
         self.applied_name: str | None = None
         with torch.no_grad():
-            self._run(self._beginning(0), "before the first update")
+            self._run(self._initial_copies(0), "before the first update")
 
-    def _follow(self, parameters: list[Followed], buffers: list[Followed]) -> None:
+    def _set_followed(self, parameters: list[Followed], buffers: list[Followed]) -> None:
         self._parameters, self._buffers = parameters, buffers
         averaged = [b for b in buffers if self._average_buffers and tensors.averageable(b.tensor)]
         self.followed = parameters + averaged
         self._tensors = [f.tensor for f in self.followed]
-        self._lender = Lender(self.model, self.followed, buffers)
-        self._places = tensors.Places(self.model, parameters + buffers)
+        self._swap = Swap(self.model, self.followed, buffers)
+        self._structure = tensors.Structure(self.model, parameters + buffers)
 
-    def _look_again(self) -> None:
+    def _follow_exchanged_buffers(self) -> None:
         """Follow buffers that the model has exchanged, as its `to` does; refuse to lose sight of a parameter."""
-        if self._places.unchanged():
+        if self._structure.unchanged():
             return
         now = dict(tensors.state_of(self.model))
 
-        def found(f: Followed) -> Followed:
+        def current(f: Followed) -> Followed:
             tensor = now.get(f.name)
             if tensor is not f.tensor and not (f.is_buffer and isinstance(tensor, Tensor)):
                 raise RuntimeError(
-                    f"{f.name!r} was replaced or taken out since the averager was made, which would go on with what "
-                    "is no longer in the model: make a new averager"
+                    f"{f.name!r} was replaced or taken out since the averager was made, which would average what is no "
+                    "longer in the model: make a new averager"
                 )
             return replace(f, tensor=tensor)
 
-        self._follow([found(f) for f in self._parameters], [found(f) for f in self._buffers])
+        self._set_followed([current(f) for f in self._parameters], [current(f) for f in self._buffers])
 
     def _add(self, name: str, profile: Profile, compensated: bool) -> None:
         if name == RAW:
             raise ValueError(f"average {RAW!r}: that name means the current weights; choose another")
         profile._require_bound()
-        if isinstance(profile, PerLayer):
-            for pattern, rule in zip(profile.rules, range(1, len(profile.parts)), strict=True):
-                if not any(profile.part_of(f.name) == rule for f in self.followed):
-                    raise ValueError(f"average {name!r}: no tensor follows the rule {pattern!r}")
-        if not compensated and any(isinstance(p, EMA) and p.beta > 0.99999 for p in profile.parts):
+        try:
+            stepper = profile.stepper([f.name for f in self.followed])
+        except ValueError as error:
+            raise ValueError(f"average {name!r}: {error}") from None
+        if profile.needs_compensation and not compensated:
             warnings.warn(
                 f"average {name!r}: above decay .99999 float32 loses steps; pass compensated=True "
                 "(in a run: ema.compensated=true)",
                 stacklevel=3,
             )
-        slots = [[self._like(f.tensor) for f in self.followed] for _ in range(profile.snapshots)]
-        lost = [torch.zeros_like(s) for s in slots[0]] if compensated and len(slots) == 1 else None
-        part = [profile.part_of(f.name) for f in self.followed]
-        self._averages[name] = Average(
-            profile, slots, lost, len(self._sets), part, 0, [0.0] * len(profile.parts)
-        )
-        self._sets += slots
-        self._lost += [lost] * len(slots)
+        sets = [[self._like(f.tensor) for f in self.followed] for _ in range(profile.sets)]
+        compensation = [torch.zeros_like(s) for s in sets[0]] if compensated and len(sets) == 1 else None
+        self._averages[name] = Average(profile, stepper, sets, compensation, len(self._sets))
+        self._sets += sets
+        self._compensation += [compensation] * len(sets)
 
     def _like(self, tensor: Tensor) -> Tensor:
         device = "cpu" if self._offload else None
         shard = tensors.local(tensor.detach())
         return torch.empty_like(shard, dtype=tensors.shadow_dtype(tensor, self.dtype), device=device)
 
-    def _check_mixture(self, mixture: Mixture, name: str) -> None:
-        for part in mixture.of:
-            if part != RAW and (
-                part not in self._averages or isinstance(self._averages[part].profile, Mixture)
-            ):
-                known = [n for n, a in self._averages.items() if not isinstance(a.profile, Mixture)]
+    def _check_combined(self, profile: Profile, name: str) -> None:
+        known = [RAW, *(n for n, a in self._averages.items() if not a.profile.combines)]
+        for other in profile.combines:
+            if other not in known:
                 raise ValueError(
-                    f"{name!r} mixes {part!r}, which is no average to mix{nearest(part, [RAW, *known])}"
+                    f"{name!r} mixes {other!r}, which is no average to mix{nearest(other, known)}"
                 )
 
     @property
@@ -189,13 +178,14 @@ class Averager:
         """
         self._refuse_while_applied("update")
         self._wait()
-        self._look_again()
+        self._follow_exchanged_buffers()
         t = self.updates + 1
-        before = [(a.acts, a.log_kept) for a in self._averages.values()]
+        before = [(a.updates_done, a.stepper.state) for a in self._averages.values()]
         self.updates = t
         try:
-            moves = [self._act(a) for a in self._averages.values() if a.profile.acts(t) > a.acts]
-            self._run(moves + self._beginning(t), f"at update {t}")
+            due = [a for a in self._averages.values() if a.profile.updates_done(t) > a.updates_done]
+            moves = [move for average in due for move in self._step(average)]
+            self._run(moves + self._initial_copies(t), f"at update {t}")
         except Exception:
             self._rewind(before)
             raise
@@ -204,28 +194,21 @@ class Averager:
 
     def _rewind(self, before: Sequence[tuple[int, list[float]]]) -> None:
         self.updates -= 1
-        for average, (acts, log_kept) in zip(self._averages.values(), before, strict=True):
-            average.acts, average.log_kept = acts, log_kept
+        for average, (updates_done, log_weights) in zip(self._averages.values(), before, strict=True):
+            average.updates_done, average.stepper.state = updates_done, log_weights
 
-    def _act(self, average: Average) -> Move:
-        profile, slot = average.profile, average.first + average.acts % len(average.slots)
-        average.acts += 1
-        if isinstance(profile, gradients.GradientProfile):
-            norms = gradients.norms(self._parameters)
-            by_layer = profile.fresh({layer: norms.get(layer, 0.0) for layer in self._layers})
-            return Move(slot, [by_layer[layer] for layer in self._layers])
-        steps = [
-            p.advance(average.acts, kept) for p, kept in zip(profile.parts, average.log_kept, strict=True)
-        ]
-        average.log_kept = [kept for _, kept in steps]
-        if len(steps) == 1:
-            return Move(slot, [steps[0][0]] * len(self.followed))
-        return Move(slot, [steps[i][0] for i in average.part])
+    def _step(self, average: Average) -> list[Move]:
+        average.updates_done += 1
+        steps = average.stepper.step(average.updates_done, lambda: gradients.norms(self._parameters))
+        return [Move(average.first_set + i, alphas) for i, alphas in steps]
 
-    def _beginning(self, t: int) -> list[Move]:
+    def _initial_copies(self, t: int) -> list[Move]:
         """Averages that start from the weights of this very update copy them."""
-        begun = [a for a in self._averages.values() if a.profile.start == t and a.profile.from_initial]
-        return [Move(a.first, [1.0] * len(self.followed)) for a in begun]
+        return [
+            Move(a.first_set + i, [1.0] * len(self.followed))
+            for a in self._averages.values()
+            for i in a.stepper.initial_copies(t)
+        ]
 
     def _run(self, moves: list[Move], when: str) -> None:
         if not moves:
@@ -239,7 +222,7 @@ class Averager:
     def _move(self, live: Sequence[Tensor], moves: list[Move], when: str) -> None:
         if self._plan is None or not self._plan.fits(live):
             self._check_devices(live)
-            self._plan = Plan(live, self._sets, self._lost)
+            self._plan = Plan(live, self._sets, self._compensation)
         if self.check_finite and not self._plan.finite():
             bad = first_non_finite([f.name for f in self.followed], live)
             if bad is not None:
@@ -304,11 +287,11 @@ class Averager:
         `update`, a second `applied` and any optimiser step on the model's parameters raise RuntimeError.
         """
         self._refuse_while_applied("apply another average")
-        self._look_again()
+        self._follow_exchanged_buffers()
         values = self._values(name)
         self.applied_name = str(name)
         try:
-            with self._lender.lend(values):
+            with self._swap.applied(values):
                 yield self.model
         finally:
             self.applied_name = None
@@ -320,7 +303,7 @@ class Averager:
         DTensors stay DTensors. With tied weights every name is there.
         """
         self._refuse_while_applied("export")
-        self._look_again()
+        self._follow_exchanged_buffers()
         values = self._values(name)
         averaged = {id(f.tensor): v for f, v in zip(self.followed, values or (), strict=values is not None)}
         exported: dict[str, Any] = {}
@@ -345,12 +328,21 @@ class Averager:
     def weights(self, name: str | Mixture, T: int | None = None) -> np.ndarray:
         """The weight of each step in average `name` after T updates (now, if not given), as `Profile.weights`."""
         T = self.updates if T is None else T
-        profile = name if isinstance(name, Mixture) else self.profiles.get(name)
-        if isinstance(profile, Mixture):
-            return np.sum([w * self.weights(part, T) for part, w in profile.of.items()], axis=0)
-        if profile is None and name != RAW:
-            raise ValueError(f"no average {name!r}{nearest(str(name), [RAW, *self._averages])}")
-        return profile.weights(T) if profile else np.eye(1, T + 1, T)[0]
+        if name == RAW:
+            return np.eye(1, T + 1, T)[0]
+        profile = self._profile(name)
+        if profile.combines:
+            return np.sum([w * self.weights(str(other), T) for other, w in profile.read(T).items()], axis=0)
+        return profile.weights(T)
+
+    def _profile(self, name: str | Profile) -> Profile:
+        """The rule of an average, or a mixture that is not one of them. ValueError for an unknown name."""
+        if isinstance(name, str):
+            if name not in self._averages:
+                raise ValueError(f"no average {name!r}{nearest(name, [RAW, *self._averages])}")
+            return self._averages[name].profile
+        self._check_combined(name, "the mixture")
+        return name
 
     @torch.no_grad()
     def _values(self, name: str | Mixture) -> list[Tensor] | None:
@@ -358,34 +350,35 @@ class Averager:
         self._wait()
         if name == RAW:
             return None
-        if isinstance(name, Mixture):
-            self._check_mixture(name, "the mixture")
-            return self._sum(name)
-        if name not in self._averages:
-            raise ValueError(f"no average {name!r}{nearest(name, [RAW, *self._averages])}")
-        average = self._averages[name]
-        if isinstance(average.profile, Mixture):
-            return self._sum(average.profile)
-        if not average.profile.begun(self.updates):
-            return None
-        if len(average.slots) == 1:
-            return average.slots[0]
-        mean = [t.clone() for t in average.slots[0]]
-        for taken, slot in enumerate(average.slots[1 : average.acts], 2):
-            for m, t in zip(mean, slot, strict=True):
-                m.lerp_(t, 1.0 / taken)
-        return mean
+        own = self._averages[name].sets if isinstance(name, str) and name in self._averages else []
+        terms: list[tuple[float, Sequence[Tensor] | None]] = [
+            (weight, own[key] if isinstance(key, int) else self._values(key))
+            for key, weight in self._profile(name).read(self.updates).items()
+        ]
+        if len(terms) == 1 and terms[0][0] == 1.0:
+            [(_, values)] = terms
+            return None if values is None else list(values)
+        return self._combined(
+            [(weight, self._live() if values is None else values) for weight, values in terms]
+        )
 
-    def _sum(self, mixture: Mixture) -> list[Tensor]:
+    def _combined(self, terms: Sequence[tuple[float, Sequence[Tensor]]]) -> list[Tensor]:
+        """Σ weight · values. Positive weights make a running mean, which leaves equal values exactly as they are."""
         total = [torch.zeros_like(self._like(f.tensor)) for f in self.followed]
-        for name, weight in mixture.of.items():
-            for into, value in zip(total, self._values(name) or self._live(), strict=True):
-                into.add_(value.to(into.device, into.dtype), alpha=weight)
+        positive, weight_so_far = all(weight > 0 for weight, _ in terms), 0.0
+        for weight, values in terms:
+            weight_so_far += weight
+            for into, value in zip(total, values, strict=True):
+                value = value.to(into.device, into.dtype)
+                if positive:
+                    into.lerp_(value, weight / weight_so_far)
+                else:
+                    into.add_(value, alpha=weight)
         return total
 
     # -- state ------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: tensors (not copied) and plain values only.
+        """Everything needed to resume bit for bit: tensors (not copied) and plain values only.
 
         Under FSDP2 they are DTensors. `load_state_dict` takes them, or the whole tensors.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emabench.averaging._checks import check_count, check_number
-from emabench.averaging.profiles import Profile
+from emabench.averaging.profiles import RAW, Profile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +19,8 @@ class PowerEMA(Profile, kind="power_ema"):
     """Power-function EMA: θ_t weighs about as t^γ, so the window is a fixed share of training so far.
 
     Exactly one of sigma_rel, the profile's standard deviation as a share of training, in (0, 12^-½], or gamma ≥ 0
-    (0 is the uniform mean). β_t = (1 − 1/t)^{γ+1} in acts t (Karras et al. 2024, eq. 8 and appendix C); counted in
-    acts, (1 − every/t)^{γ+1} in updates, the profile is the same at any `every`.
+    (0 is the uniform mean). β_t = (1 − 1/t)^{γ+1} in changes t (Karras et al. 2024, eq. 8 and appendix C); counted in
+    changes, (1 − every/t)^{γ+1} in updates, the profile is the same at any `every`.
     """
 
     sigma_rel: float | None = None
@@ -42,15 +42,15 @@ class PowerEMA(Profile, kind="power_ema"):
         """γ, however the profile was given."""
         return self.gamma if self.gamma is not None else gamma_of(self.sigma_rel or 0.0)
 
-    def advance(self, k: int, log_kept: float) -> tuple[float, float]:
-        log_keep = (self.exponent + 1.0) * math.log1p(-1.0 / k) if k > 1 else -math.inf
-        return -math.expm1(log_keep), -math.inf
+    def advance(self, k: int, log_initial_weight: float) -> tuple[float, float]:
+        log_decay = (self.exponent + 1.0) * math.log1p(-1.0 / k) if k > 1 else -math.inf
+        return -math.expm1(log_decay), -math.inf
 
-    def all_fresh(self, acts: int) -> np.ndarray:
+    def alphas(self, n: int) -> np.ndarray:
         import numpy as np
 
-        k = np.arange(2.0, acts + 1.0)
-        return np.append(np.ones(min(1, acts)), -np.expm1((self.exponent + 1.0) * np.log1p(-1.0 / k)))
+        k = np.arange(2.0, n + 1.0)
+        return np.append(np.ones(min(1, n)), -np.expm1((self.exponent + 1.0) * np.log1p(-1.0 / k)))
 
 
 def sigma_rel_of(gamma: float) -> float:
@@ -74,17 +74,19 @@ def gamma_of(sigma_rel: float) -> float:
 class SqrtEMA(Profile, kind="sqrt_ema"):
     """β_t = 1 − 1/√(t + 1), eq. (108), from the initial weights: the window is √t, for streams.
 
-    With every=m an act keeps the product of the decays of its m updates.
+    With every=m a change keeps the product of the decays of its m updates.
     """
 
     @property
     def from_initial(self) -> bool:
         return True
 
-    def advance(self, k: int, log_kept: float) -> tuple[float, float]:
+    def advance(self, k: int, log_initial_weight: float) -> tuple[float, float]:
         last = k * self.every
-        log_keep = math.fsum(math.log1p(-((t + 1.0) ** -0.5)) for t in range(last - self.every + 1, last + 1))
-        return -math.expm1(log_keep), log_kept + log_keep
+        log_decay = math.fsum(
+            math.log1p(-((t + 1.0) ** -0.5)) for t in range(last - self.every + 1, last + 1)
+        )
+        return -math.expm1(log_decay), log_initial_weight + log_decay
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,18 @@ class LAWA(Profile, kind="lawa"):
         check_count("k", self.k, 1)
 
     @property
-    def snapshots(self) -> int:
+    def sets(self) -> int:
         return self.k
 
-    def advance(self, k: int, log_kept: float) -> tuple[float, float]:
+    @property
+    def is_its_set(self) -> bool:
+        return self.k == 1
+
+    def read(self, t: int) -> dict[int | str, float]:
+        taken = self.sets_in_use(t)
+        return dict.fromkeys(range(taken), 1.0 / taken) if taken else {RAW: 1.0}
+
+    def advance(self, k: int, log_initial_weight: float) -> tuple[float, float]:
         return 1.0, -math.inf
 
     def weights(self, T: int) -> np.ndarray:
@@ -113,10 +123,10 @@ class LAWA(Profile, kind="lawa"):
         check_count("T", T, 0)
         self._require_bound()
         given = np.zeros(T + 1)
-        acts = self.acts(T)
-        if not acts:
+        done = self.updates_done(T)
+        if not done:
             given[T] = 1.0
             return given
-        taken = min(self.k, acts)
-        given[[int(self.start) + (acts - i) * self.every for i in range(taken)]] = 1.0 / taken
+        taken = min(self.k, done)
+        given[[int(self.start) + (done - i) * self.every for i in range(taken)]] = 1.0 / taken
         return given

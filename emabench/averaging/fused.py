@@ -62,17 +62,19 @@ def table(
 
 
 def run(t: Table, moves: Sequence[tuple[int, Sequence[float]]]) -> None:
-    """average += fresh · (θ − average) for each (set, fresh by tensor)."""
-    which = torch.tensor([of for of, _ in moves], dtype=torch.int32).to(t.rows.device, non_blocking=True)
-    shares = torch.tensor([list(fresh) for _, fresh in moves], dtype=torch.float64)
-    shares = shares.to(t.rows.device, t.shadow_type, non_blocking=True)
+    """average += alpha · (θ − average) for each (set, alpha by tensor)."""
+    which = torch.tensor([index for index, _ in moves], dtype=torch.int32).to(
+        t.rows.device, non_blocking=True
+    )
+    alpha_rows = torch.tensor([list(alphas) for _, alphas in moves], dtype=torch.float64)
+    alpha_rows = alpha_rows.to(t.rows.device, t.shadow_type, non_blocking=True)
     kernel = _kernel()
     kernel.move[(t.blocks.shape[1],)](
         t.rows,
         t.sizes,
         t.blocks,
         which,
-        shares,
+        alpha_rows,
         len(moves),
         t.rows.shape[1],
         t.blocks.shape[1],

@@ -12,7 +12,7 @@ def move(  # type: ignore[no-untyped-def]
     sizes,
     blocks,
     which,
-    shares,
+    alphas,
     moves,
     tensors,
     programs,
@@ -27,11 +27,11 @@ def move(  # type: ignore[no-untyped-def]
     mask = at < tl.load(sizes + tensor)
     theta = tl.load(tl.load(rows + tensor).to(tl.pointer_type(theta_type)) + at, mask=mask).to(shadow_type)
     for m in range(moves):
-        share = tl.load(shares + m * tensors + tensor)
+        alpha = tl.load(alphas + m * tensors + tensor)
         row = tl.load(which + m) + 1
         shadow = tl.load(rows + row * tensors + tensor).to(tl.pointer_type(shadow_type)) + at
         old = tl.load(shadow, mask=mask)
-        # torch.lerp's two branches; a first act (share 1) must not touch what was there before, it may be NaN
-        low = old + share * (theta - old)
-        high = theta - (theta - old) * (1 - share)
-        tl.store(shadow, tl.where(share == 1, theta, tl.where(share < 0.5, low, high)), mask=mask)
+        # torch.lerp's two branches; at alpha 1 the old content must not leak in, it may be NaN
+        low = old + alpha * (theta - old)
+        high = theta - (theta - old) * (1 - alpha)
+        tl.store(shadow, tl.where(alpha == 1, theta, tl.where(alpha < 0.5, low, high)), mask=mask)

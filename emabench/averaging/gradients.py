@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from emabench.averaging.layers import GradientProfile
 from emabench.averaging.tensors import Followed, is_sharded
-
-__all__ = ["GradientProfile", "norms"]
 
 
 def norms(parameters: Sequence[Followed]) -> dict[str, float]:

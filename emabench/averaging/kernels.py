@@ -1,4 +1,4 @@
-"""The arithmetic of an update: average += fresh · (θ − average) for K averages, in place, at memory speed.
+"""The arithmetic of an update: average += alpha · (θ − average) for K averages, in place, at memory speed.
 
 An update is bound by memory, so the weights are read once: they are cut into chunks that fit the cache, and each
 chunk serves all K averages before the next is touched (4 + 8K bytes a parameter in float32). Weights of another
@@ -25,10 +25,10 @@ SMALL = 1 << 15  # elements below which torch runs an operation on one thread: m
 
 @dataclass(frozen=True)
 class Move:
-    """How one set of averaged tensors moves: which set, and the share each tensor takes of the current weights."""
+    """How one set of averaged tensors moves: which set, and the alpha of each tensor."""
 
-    of: int
-    fresh: Sequence[float]
+    set: int
+    alphas: Sequence[float]
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Chunk:
     indices: list[int] = field(default_factory=list)  # of the followed tensor that each piece belongs to
     theta: list[Tensor] = field(default_factory=list)
     shadows: list[list[Tensor]] = field(default_factory=list)  # by set
-    lost: list[list[Tensor] | None] = field(default_factory=list)  # by set
+    compensation: list[list[Tensor] | None] = field(default_factory=list)  # by set
     staged: list[Tensor] = field(
         default_factory=list
     )  # scratch for θ in the averages' type; empty if it has it
@@ -48,7 +48,7 @@ class _Chunk:
 class Plan:
     """Views of the live weights and of every set of averages, cut into chunks once and used for every update.
 
-    live: the model's tensors; sets: for each average a list of tensors like them; lost: for each set the bits
+    live: the model's tensors; sets: for each average a list of tensors like them; compensation: for each set the bits
     that compensated summation carries, or None. All tensors at an index share the shape, all shadows at an index
     the type.
     """
@@ -57,14 +57,14 @@ class Plan:
         self,
         live: Sequence[Tensor],
         sets: Sequence[Sequence[Tensor]],
-        lost: Sequence[Sequence[Tensor] | None],
+        compensation: Sequence[Sequence[Tensor] | None],
     ) -> None:
         self._pointers = [t.data_ptr() for t in live]
         live = [t.detach() for t in live]
-        self._native = native.table(live, sets, lost)
-        self._fused = None if any(lost) else fused.table(live, sets)
+        self._native = native.table(live, sets, compensation)
+        self._fused = None if any(compensation) else fused.table(live, sets)
         self._scratch: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
-        self._chunks = [] if self._native else list(_chunks(live, sets, lost))
+        self._chunks = [] if self._native else list(_chunks(live, sets, compensation))
         self._largest = max((c.size for c in self._chunks), default=0)
         for chunk in self._chunks:
             if chunk.theta and chunk.theta[0].dtype != chunk.shadows[0][0].dtype:
@@ -95,25 +95,27 @@ class Plan:
     def run(self, moves: Sequence[Move]) -> None:
         """Move each named set towards the live weights."""
         if self._native is not None:
-            self._native.run([(m.of, m.fresh) for m in moves])
+            self._native.run([(m.set, m.alphas) for m in moves])
             return
         if self._fused is not None:
-            fused.run(self._fused, [(m.of, m.fresh) for m in moves])
+            fused.run(self._fused, [(m.set, m.alphas) for m in moves])
             return
         for chunk in self._chunks:
             theta = self._theta(chunk)
             for m in moves:
-                fresh = [m.fresh[i] for i in chunk.indices]
-                lost = chunk.lost[m.of]
-                if lost is None:
-                    _lerp(chunk.shadows[m.of], theta, fresh)
+                alphas = [m.alphas[i] for i in chunk.indices]
+                compensation = chunk.compensation[m.set]
+                if compensation is None:
+                    _lerp(chunk.shadows[m.set], theta, alphas)
                     continue
-                for shadow, piece, share, low in zip(chunk.shadows[m.of], theta, fresh, lost, strict=True):
-                    if share == 1.0:  # a copy: nothing of what was there before may leak in
+                for shadow, piece, alpha, low in zip(
+                    chunk.shadows[m.set], theta, alphas, compensation, strict=True
+                ):
+                    if alpha == 1.0:  # a copy: nothing of the old content may leak in
                         shadow.copy_(piece)
                         low.zero_()
                     else:
-                        self._compensated(shadow, piece, share, low)
+                        self._compensated(shadow, piece, alpha, low)
 
     @staticmethod
     def _theta(chunk: _Chunk) -> list[Tensor]:
@@ -122,14 +124,14 @@ class Plan:
             return chunk.staged
         return chunk.theta
 
-    def _compensated(self, shadow: Tensor, theta: Tensor, fresh: float, lost: Tensor) -> None:
+    def _compensated(self, shadow: Tensor, theta: Tensor, alpha: float, compensation: Tensor) -> None:
         """Kahan's summation of the lerp form: the article's §15.3 code (its eq. 99 compensates nothing)."""
         [y], [new] = self._scratch_like([shadow], 1), self._scratch_like([shadow], 2)
         torch.sub(theta, shadow, out=y)
-        y.mul_(fresh).sub_(lost)
+        y.mul_(alpha).sub_(compensation)
         torch.add(shadow, y, out=new)
-        torch.sub(new, shadow, out=lost)
-        lost.sub_(y)
+        torch.sub(new, shadow, out=compensation)
+        compensation.sub_(y)
         shadow.copy_(new)
 
 
@@ -138,31 +140,31 @@ def first_non_finite(names: Iterable[str], tensors: Iterable[Tensor]) -> str | N
     return next((n for n, t in zip(names, tensors, strict=True) if not t.isfinite().all()), None)
 
 
-def _lerp(shadows: list[Tensor], theta: list[Tensor], fresh: list[float]) -> None:
-    share = fresh[0]
-    if any(f != share for f in fresh):
-        for s, t, f in zip(shadows, theta, fresh, strict=True):
-            _lerp([s], [t], [f])
-    elif share == 1.0:  # a first act: nothing of what was there before, be it NaN, may leak in
+def _lerp(shadows: list[Tensor], theta: list[Tensor], alphas: list[float]) -> None:
+    alpha = alphas[0]
+    if any(a != alpha for a in alphas):
+        for s, t, a in zip(shadows, theta, alphas, strict=True):
+            _lerp([s], [t], [a])
+    elif alpha == 1.0:  # a copy: nothing of the old content, be it NaN, may leak in
         torch._foreach_copy_(shadows, theta)
-    elif share == 0.0:
+    elif alpha == 0.0:
         pass
     elif len(shadows) == 1:
-        shadows[0].lerp_(theta[0], share)
+        shadows[0].lerp_(theta[0], alpha)
     else:
-        torch._foreach_lerp_(shadows, theta, share)
+        torch._foreach_lerp_(shadows, theta, alpha)
 
 
 def _chunks(
-    live: Sequence[Tensor], sets: Sequence[Sequence[Tensor]], lost: Sequence[Sequence[Tensor] | None]
+    live: Sequence[Tensor], sets: Sequence[Sequence[Tensor]], compensation: Sequence[Sequence[Tensor] | None]
 ) -> Iterable[_Chunk]:
     if not sets:
         return
     open_chunks: dict[tuple[torch.device, torch.dtype, torch.dtype], _Chunk] = {}
     for i, tensor in enumerate(live):
         on_cpu = tensor.device.type == "cpu"
-        limit = (CHUNK // 8 if any(lost) else CHUNK) if on_cpu else GPU_CHUNK
-        rows = [tensor, *(s[i] for s in sets), *(one[i] for one in lost if one is not None)]
+        limit = (CHUNK // 8 if any(compensation) else CHUNK) if on_cpu else GPU_CHUNK
+        rows = [tensor, *(s[i] for s in sets), *(one[i] for one in compensation if one is not None)]
         for piece in _cut([torch.view_as_real(r) if r.is_complex() else r for r in rows], limit):
             n = piece[0].numel()
             key = (tensor.device, piece[0].dtype, piece[1].dtype)
@@ -171,7 +173,7 @@ def _chunks(
             if chunk.size and chunk.size + n > limit:
                 yield open_chunks.pop(key)
                 chunk = open_chunks.setdefault(key, _Chunk())
-            _add(chunk, i, piece, len(sets), [one is not None for one in lost])
+            _add(chunk, i, piece, len(sets), [one is not None for one in compensation])
             if alone:
                 yield chunk
     yield from open_chunks.values()
@@ -180,13 +182,15 @@ def _chunks(
 def _add(chunk: _Chunk, index: int, piece: Sequence[Tensor], sets: int, compensated: Sequence[bool]) -> None:
     if not chunk.indices:
         chunk.shadows = [[] for _ in range(sets)]
-        chunk.lost = [[] if c else None for c in compensated]
+        chunk.compensation = [[] if c else None for c in compensated]
     chunk.indices.append(index)
     chunk.theta.append(piece[0])
     chunk.size += piece[0].numel()
     for shadows, tensor in zip(chunk.shadows, piece[1 : sets + 1], strict=True):
         shadows.append(tensor)
-    for low, tensor in zip((one for one in chunk.lost if one is not None), piece[sets + 1 :], strict=True):
+    for low, tensor in zip(
+        (one for one in chunk.compensation if one is not None), piece[sets + 1 :], strict=True
+    ):
         low.append(tensor)
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from emabench.averaging._checks import NotFinite, check_number
-from emabench.averaging.profiles import Profile, from_dict
+from emabench.averaging.profiles import GradientNorms, Profile, Stepper, from_dict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,11 +37,11 @@ class PerLayer(Profile, kind="per_layer"):
             raise ValueError(f"rules={self.rules!r}: give a mapping from name patterns to profiles")
         object.__setattr__(self, "default", from_dict(self.default))
         object.__setattr__(self, "rules", {pattern: from_dict(rule) for pattern, rule in self.rules.items()})
-        for pattern, part in [("default", self.default), *self.rules.items()]:
-            if isinstance(part, (PerLayer, GradientProfile)) or part.snapshots != 1:
-                raise ValueError(f"{pattern!r}: a {part.kind!r} cannot be the rule of a layer")
+        for pattern, rule in [("default", self.default), *self.rules.items()]:
+            if isinstance(rule, (PerLayer, GradientProfile)) or rule.sets != 1:
+                raise ValueError(f"{pattern!r}: a {rule.kind!r} cannot be the rule of a layer")
             for name in ("start", "every", "from_initial"):
-                own, shared = getattr(part, name), getattr(self.default, name)
+                own, shared = getattr(rule, name), getattr(self.default, name)
                 if own != shared:
                     raise ValueError(f"{pattern!r}: {name}={own} differs from the default's {name}={shared}")
         object.__setattr__(self, "start", self.default.start)
@@ -53,28 +53,41 @@ class PerLayer(Profile, kind="per_layer"):
         return self.default.from_initial
 
     @property
-    def parts(self) -> tuple[Profile, ...]:
+    def needs_compensation(self) -> bool:
+        return any(component.needs_compensation for component in self.components)
+
+    @property
+    def components(self) -> tuple[Profile, ...]:
+        """The default's profile, then that of each rule."""
         return (self.default, *self.rules.values())
 
-    def part_of(self, name: str) -> int:
+    def component_of(self, name: str) -> int:
+        """Which of `components` the tensor called `name` follows."""
         for i, pattern in enumerate(self.rules, 1):
             if fnmatch.fnmatchcase(name, pattern):
                 return i
         return 0
 
+    def stepper(self, names: Sequence[str]) -> Stepper:
+        component = [self.component_of(name) for name in names]
+        for i, pattern in enumerate(self.rules, 1):
+            if i not in component:
+                raise ValueError(f"no tensor follows the rule {pattern!r}")
+        return Stepper(self, self.components, component)
+
     def weights(self, T: int) -> np.ndarray:
-        """The default's weights; `parts` holds the others'."""
+        """The default's weights; `components` holds the others'."""
         return self.default.weights(T)
 
     def bound(
         self, *, steps: int | None = None, batch_size: int | None = None, steps_per_epoch: float | None = None
     ) -> Self:
         run = {"steps": steps, "batch_size": batch_size, "steps_per_epoch": steps_per_epoch}
-        bound = [part.bound(**run) for part in self.parts]  # type: ignore[arg-type]
+        bound = [component.bound(**run) for component in self.components]  # type: ignore[arg-type]
         return replace(self, default=bound[0], rules=dict(zip(self.rules, bound[1:], strict=True)))
 
     def unbound(self) -> str:
-        return next(filter(None, (part.unbound() for part in self.parts)), "")
+        return next(filter(None, (component.unbound() for component in self.components)), "")
 
 
 class GradientProfile(Profile):
@@ -93,8 +106,11 @@ class GradientProfile(Profile):
         """The decay of each layer, from the Euclidean norm of each layer's gradient."""
         raise NotImplementedError
 
-    def fresh(self, norms: Mapping[str, float]) -> dict[str, float]:
-        """What each layer takes of the current weights in one act: 1 − β^every. ValueError unless norms are finite."""
+    def stepper(self, names: Sequence[str]) -> Stepper:
+        return _GradientStepper(self, names)
+
+    def alpha_by_layer(self, norms: Mapping[str, float]) -> dict[str, float]:
+        """What each layer takes of the current weights in one change: 1 − β^every. NotFinite for norms that are not."""
         for layer, norm in norms.items():
             if not math.isfinite(norm):
                 raise NotFinite(
@@ -104,6 +120,19 @@ class GradientProfile(Profile):
 
     def weights(self, T: int) -> np.ndarray:
         raise ValueError(f"the weights of {self.kind!r} depend on the gradients of a training")
+
+
+class _GradientStepper(Stepper):
+    """Steps each layer by the norm of its gradient; a layer without one counts as norm 0."""
+
+    def __init__(self, profile: GradientProfile, names: Sequence[str]) -> None:
+        super().__init__(profile, (), [])
+        self.rule, self.layers = profile, [name.rpartition(".")[0] for name in names]
+
+    def step(self, k: int, gradient_norms: GradientNorms) -> list[tuple[int, list[float]]]:
+        norms = gradient_norms()
+        alpha = self.rule.alpha_by_layer({layer: norms.get(layer, 0.0) for layer in self.layers})
+        return [(0, [alpha[layer] for layer in self.layers])]
 
 
 @dataclass(frozen=True)
@@ -173,7 +202,7 @@ class ArticleEq37(_ByNorm, kind="article_eq37"):
 
 @dataclass(frozen=True)
 class GradientNorm(_ByNorm, kind="gradient_norm"):
-    """Eq. (37) with its sign mended: β = max(0, 1 − c·√(1 + ‖g‖²)), short windows while gradients are large."""
+    """Eq. (37) with its sign corrected: β = max(0, 1 − c·√(1 + ‖g‖²)), short windows while gradients are large."""
 
     def _beta(self, root: float) -> float:
         return max(0.0, 1.0 - self.c * root)

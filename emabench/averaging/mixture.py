@@ -39,13 +39,23 @@ class Mixture(Profile, kind="mixture"):
             raise ValueError("a mixture has no start and no every of its own: its parts have")
 
     @property
-    def snapshots(self) -> int:
+    def sets(self) -> int:
         return 0
 
-    def acts(self, t: int) -> int:
+    @property
+    def combines(self) -> tuple[str, ...]:
+        return tuple(self.of)
+
+    def read(self, t: int) -> dict[int | str, float]:
+        return {name: float(weight) for name, weight in self.of.items()}
+
+    def sets_in_use(self, t: int) -> int:
         return 0
 
-    def begun(self, t: int) -> bool:
+    def updates_done(self, t: int) -> int:
+        return 0
+
+    def started(self, t: int) -> bool:
         return True
 
     def weights(self, T: int) -> np.ndarray:

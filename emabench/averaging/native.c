@@ -1,7 +1,7 @@
 /* One pass over the weights for all averages, in one parallel region. See native.py for the arguments.
 
    The lerp form is that of torch.lerp: a + w (t - a) for w < 1/2, t - (t - a)(1 - w) from there on, and a copy for
-   w = 1, so that nothing of what was there before can leak into a first act. */
+   w = 1, so that nothing of the old content can leak into a first change. */
 #include <stdint.h>
 #include <string.h>
 
@@ -48,8 +48,8 @@ static void lerp4(float *restrict a, float *restrict b, float *restrict c, float
 }
 
 void emabench_move(int64_t pieces, const int64_t *sizes, const int32_t *owner, const int32_t *type,
-                   const int64_t *theta, const int64_t *shadows, const int64_t *lost,
-                   int64_t moves, const int32_t *which, const float *fresh, int64_t tensors, int32_t threads) {
+                   const int64_t *theta, const int64_t *shadows, const int64_t *compensation,
+                   int64_t moves, const int32_t *which, const float *alpha, int64_t tensors, int32_t threads) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t p = 0; p < pieces; p++) {
         float wide[TILE];
@@ -72,16 +72,16 @@ void emabench_move(int64_t pieces, const int64_t *sizes, const int32_t *owner, c
                 for (int k = 0; k < 4; k++) {
                     const int64_t row = (int64_t)which[m + k] * pieces + p;
                     a[k] = (float *)shadows[row] + at;
-                    w[k] = fresh[(m + k) * tensors + owner[p]];
-                    plain = plain && !lost[row] && w[k] < 0.5f;
+                    w[k] = alpha[(m + k) * tensors + owner[p]];
+                    plain = plain && !compensation[row] && w[k] < 0.5f;
                 }
                 if (!plain) break;
                 lerp4(a[0], a[1], a[2], a[3], t, w, n);
             }
             for (; m < moves; m++) {
                 const int64_t row = (int64_t)which[m] * pieces + p;
-                const float w = fresh[m * tensors + owner[p]];
-                if (lost[row]) compensated((float *)shadows[row] + at, (float *)lost[row] + at, t, w, n);
+                const float w = alpha[m * tensors + owner[p]];
+                if (compensation[row]) compensated((float *)shadows[row] + at, (float *)compensation[row] + at, t, w, n);
                 else lerp((float *)shadows[row] + at, t, w, n);
             }
         }
@@ -94,15 +94,15 @@ int32_t emabench_finite(int64_t pieces, const int64_t *sizes, const int32_t *typ
     int32_t bad = 0;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(| : bad)
     for (int64_t p = 0; p < pieces; p++) {
-        uint32_t found = 0;
+        uint32_t piece_bad = 0;
         if (type[p] == BFLOAT16) {
             const uint16_t *x = (const uint16_t *)theta[p];
-            for (int64_t i = 0; i < sizes[p]; i++) found |= (x[i] & 0x7f80u) == 0x7f80u;
+            for (int64_t i = 0; i < sizes[p]; i++) piece_bad |= (x[i] & 0x7f80u) == 0x7f80u;
         } else {
             const uint32_t *x = (const uint32_t *)theta[p];
-            for (int64_t i = 0; i < sizes[p]; i++) found |= (x[i] & 0x7f800000u) == 0x7f800000u;
+            for (int64_t i = 0; i < sizes[p]; i++) piece_bad |= (x[i] & 0x7f800000u) == 0x7f800000u;
         }
-        bad |= (int32_t)found;
+        bad |= (int32_t)piece_bad;
     }
     return !bad;
 }

@@ -73,7 +73,7 @@ def _cpu() -> str:
 class Table:
     """Addresses of the live tensors, of every set of averages and of what compensation carries, cut into pieces.
 
-    Arrays: sizes, owner (index of the tensor), type, then addresses of θ [pieces], shadows and lost [sets, pieces].
+    Arrays: sizes, owner (index of the tensor), type, then addresses of θ [pieces], shadows and compensation [sets, pieces].
     """
 
     def __init__(
@@ -81,10 +81,14 @@ class Table:
         loaded: ctypes.CDLL,
         live: Sequence[Tensor],
         sets: Sequence[Sequence[Tensor]],
-        lost: Sequence[Sequence[Tensor] | None],
+        compensation: Sequence[Sequence[Tensor] | None],
     ) -> None:
         self._library = loaded
-        self._keep = (list(live), [list(s) for s in sets], [list(c) if c is not None else None for c in lost])
+        self._keep = (
+            list(live),
+            [list(s) for s in sets],
+            [list(c) if c is not None else None for c in compensation],
+        )
         cut = [
             (i, at, min(PIECE, t.numel() - at))
             for i, t in enumerate(live)
@@ -103,7 +107,7 @@ class Table:
             np.array([_TYPES[live[i].dtype] for i, _, _ in cut], dtype=np.int32),
             np.array(addresses(live), dtype=np.int64),
             np.array([addresses(s) for s in sets], dtype=np.int64),
-            np.array([none if c is None else addresses(c) for c in lost], dtype=np.int64),
+            np.array([none if c is None else addresses(c) for c in compensation], dtype=np.int64),
         )
         self._pointers = [a.ctypes.data for a in self._arrays]
 
@@ -113,30 +117,30 @@ class Table:
         return bool(self._library.emabench_finite(self._count, sizes, kind, theta, torch.get_num_threads()))
 
     def run(self, moves: Sequence[tuple[int, Sequence[float]]]) -> None:
-        """average += fresh · (θ − average) for each (set, fresh by tensor)."""
-        which = np.array([of for of, _ in moves], dtype=np.int32)
-        fresh = np.array([f for _, f in moves], dtype=np.float32)
+        """average += alpha · (θ − average) for each (set, alpha by tensor)."""
+        which = np.array([index for index, _ in moves], dtype=np.int32)
+        alpha_rows = np.array([alphas for _, alphas in moves], dtype=np.float32)
         self._library.emabench_move(
             self._count,
             *self._pointers,
             len(moves),
             which.ctypes.data,
-            fresh.ctypes.data,
+            alpha_rows.ctypes.data,
             self._tensors,
             torch.get_num_threads(),
         )
 
 
 def table(
-    live: Sequence[Tensor], sets: Sequence[Sequence[Tensor]], lost: Sequence[Sequence[Tensor] | None]
+    live: Sequence[Tensor], sets: Sequence[Sequence[Tensor]], compensation: Sequence[Sequence[Tensor] | None]
 ) -> Table | None:
     """The table for these tensors, or None if the library does not apply: other types, strides or devices."""
     loaded = library()
     if loaded is None or not live or not sets:
         return None
     for i, tensor in enumerate(live):
-        row = [*(s[i] for s in sets), *(c[i] for c in lost if c is not None)]
+        row = [*(s[i] for s in sets), *(c[i] for c in compensation if c is not None)]
         alike = all(r.dtype == torch.float32 and r.stride() == tensor.stride() for r in row)
         if tensor.dtype not in _TYPES or tensor.device.type != "cpu" or not (alike and dense(tensor)):
             return None
-    return Table(loaded, live, sets, lost)
+    return Table(loaded, live, sets, compensation)

@@ -49,7 +49,7 @@ def measure(
     first = {t: start.to(getattr(torch, t)) for t in types}
     exact = {t: first[t].double().repeat(len(decays), 1) for t in types}
     kept = {(f, t): first[t].repeat(len(decays), 1) for f, t in cases}
-    lost = {t: torch.zeros_like(kept["kahan", t]) for t in types if "kahan" in forms}
+    compensation = {t: torch.zeros_like(kept["kahan", t]) for t in types if "kahan" in forms}
     rows: list[dict[str, float | int | str]] = []
     signal = torch.zeros(size, dtype=torch.float64)
     for step in range(1, max(lengths) + 1):
@@ -60,7 +60,7 @@ def measure(
             seen = theta.to(first[t].dtype)
             exact[t].lerp_(seen.double().expand_as(exact[t]), 1.0 - betas)
         for f, t in cases:
-            _step(f, kept[f, t], theta.to(first[t].dtype), betas, lost.get(t))
+            _step(f, kept[f, t], theta.to(first[t].dtype), betas, compensation.get(t))
         if step in lengths:
             for f, t in cases:
                 rows += [
@@ -77,17 +77,17 @@ def measure(
     return rows
 
 
-def _step(form: str, average: Tensor, theta: Tensor, betas: Tensor, lost: Tensor | None) -> None:
+def _step(form: str, average: Tensor, theta: Tensor, betas: Tensor, compensation: Tensor | None) -> None:
     """One update with every operation rounded to the average's type, its constants too."""
-    fresh = (1.0 - betas).to(average.dtype)
+    alpha = (1.0 - betas).to(average.dtype)
     if form == "plain":
-        average.mul_(betas.to(average.dtype)).add_(theta * fresh)
+        average.mul_(betas.to(average.dtype)).add_(theta * alpha)
     elif form == "lerp":
-        average.add_((theta - average).mul_(fresh))
-    elif lost is not None:
-        y = (theta - average).mul_(fresh).sub_(lost)
+        average.add_((theta - average).mul_(alpha))
+    elif compensation is not None:
+        y = (theta - average).mul_(alpha).sub_(compensation)
         new = average + y
-        lost.copy_((new - average).sub_(y))
+        compensation.copy_((new - average).sub_(y))
         average.copy_(new)
 
 

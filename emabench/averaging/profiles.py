@@ -1,19 +1,21 @@
 """Profiles: which weight an average gives to each past step. Pure arithmetic, without torch.
 
 Time is counted in updates. θ_0 are the weights when the average was made, θ_t those after update t = 1, 2, …
-A profile acts on every `every`-th update after `start`; its k-th act sees θ_{start + k·every} and moves the
-average by
+An average changes on every `every`-th update after `start`; its k-th change sees θ_{start + k·every} and is
 
-    average ← average + fresh_k · (θ − average)        (the lerp form, eq. 100)
+    average ← average + alpha_k · (θ − average)        (the lerp form, eq. 100)
 
-so that a profile is no more than its sequence of `fresh_k`. Up to `start`, and before the first act of a profile
+so that a profile is no more than its sequence of `alpha_k`. Up to `start`, and before the first change of a profile
 that has no initial weights (uniform mean, debiased EMA), the average is the current weights themselves.
+
+A rule says how it is stepped (`Profile.stepper`) and how it is read (`Profile.read`); the engine knows no kind of
+average by name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -35,13 +37,43 @@ KINDS: dict[str, type[Profile]] = {}
 SEARCH: list[Callable[[str], object]] = []
 """Called with each kind that `from_dict` is given: may import the file that defines it."""
 
+RAW = "raw"
+"""The name of the current weights, wherever the name of an average may stand."""
+
+GradientNorms = Callable[[], Mapping[str, float]]
+"""By layer, the Euclidean norm of the gradients in place; asked for by the rules that depend on them."""
+
+
+class Stepper:
+    """How one average is stepped: made by `Profile.stepper` for the tensors of one model.
+
+    components: the profiles of which each tensor follows one; component: for each tensor, which of them.
+    state: by component, the log of the weight left on the initial weights. Replaced, never changed in place, so
+    that whoever keeps the one before an update can put it back.
+    """
+
+    def __init__(self, profile: Profile, components: Sequence[Profile], component: Sequence[int]) -> None:
+        self.profile, self.components, self.component = profile, components, component
+        self.state: list[float] = [0.0] * len(components)
+
+    def initial_copies(self, t: int) -> list[int]:
+        """The sets that become a copy of the weights after update t."""
+        return [0] if self.profile.start == t and self.profile.from_initial else []
+
+    def step(self, k: int, gradient_norms: GradientNorms) -> list[tuple[int, list[float]]]:
+        """(set, alpha of each tensor) for all sets that change k of the average moves. Replaces `state`."""
+        steps = [p.advance(k, log) for p, log in zip(self.components, self.state, strict=True)]
+        self.state = [log for _, log in steps]
+        changed = (k - 1) % self.profile.sets
+        return [(changed, [steps[i][0] for i in self.component])]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """The rule of one average. Immutable; compared by value; made from and turned into plain data.
 
     start: updates to wait before the average begins (or a share of the run in (0, 1), resolved by `bound`).
-    every: the average acts on every so many updates; decays stay per update (β becomes β^every).
+    every: the average changes on every so many updates; decays stay per update (β becomes β^every).
     """
 
     start: int | float = 0
@@ -68,34 +100,55 @@ class Profile:
     # -- what the engine asks ---------------------------------------------------------------------------------
     @property
     def from_initial(self) -> bool:
-        """Whether the average begins as a copy of the weights at `start` (else its first act replaces it)."""
+        """Whether the average begins as a copy of the weights at `start` (else its first change replaces it)."""
         return False
 
     @property
-    def snapshots(self) -> int:
+    def sets(self) -> int:
         """How many sets of weights the engine keeps for this average."""
         return 1
 
     @property
-    def parts(self) -> tuple[Profile, ...]:
-        """The profiles of which each tensor follows one; only `PerLayer` has several."""
-        return (self,)
+    def needs_compensation(self) -> bool:
+        """Whether float32 without compensated summation loses steps: a decay above .99999."""
+        return False
 
-    def part_of(self, name: str) -> int:
-        """Which of `parts` the tensor called `name` follows."""
-        return 0
+    @property
+    def combines(self) -> tuple[str, ...]:
+        """The names of other averages that this one is put together from when it is read."""
+        return ()
 
-    def advance(self, k: int, log_kept: float) -> tuple[float, float]:
-        """(fresh_k, log of the weight left on the start after act k), given that log before it."""
+    @property
+    def is_its_set(self) -> bool:
+        """Whether the average, once started, is its one set of tensors and nothing else."""
+        return self.sets == 1
+
+    def stepper(self, names: Sequence[str]) -> Stepper:
+        """How the average of the tensors with these names is stepped. ValueError for a rule that fits none."""
+        return Stepper(self, (self,), [0] * len(names))
+
+    def read(self, t: int) -> dict[int | str, float]:
+        """What the average is after t updates: coefficients, sum 1, of its own sets (int) and of averages (str).
+
+        "raw" stands for the current weights.
+        """
+        return {0: 1.0} if self.started(t) else {RAW: 1.0}
+
+    def sets_in_use(self, t: int) -> int:
+        """How many of the sets hold something after t updates; these are saved."""
+        return min(self.sets, max(self.updates_done(t), 1)) if self.started(t) else 0
+
+    def advance(self, k: int, log_initial_weight: float) -> tuple[float, float]:
+        """(alpha_k, log of the weight left on the initial weights after change k), given that log before it."""
         raise NotImplementedError
 
-    def acts(self, t: int) -> int:
-        """How many times the average has acted by update t."""
+    def updates_done(self, t: int) -> int:
+        """How many times the average has changed by update t."""
         return max(0, t - int(self.start)) // self.every
 
-    def begun(self, t: int) -> bool:
+    def started(self, t: int) -> bool:
         """Whether after t updates the average is something else than the current weights."""
-        return self.acts(t) > 0 or (self.from_initial and t >= self.start)
+        return self.updates_done(t) > 0 or (self.from_initial and t >= self.start)
 
     # -- what a reader asks -----------------------------------------------------------------------------------
     def weights(self, T: int) -> np.ndarray:
@@ -105,25 +158,27 @@ class Profile:
         check_count("T", T, 0)
         self._require_bound()
         given = np.zeros(T + 1)
-        if not self.begun(T):
+        if not self.started(T):
             given[T] = 1.0
             return given
-        fresh = self.all_fresh(self.acts(T))
-        kept = np.append(np.cumprod((1.0 - fresh)[::-1])[::-1], 1.0)  # what later acts leave of act k − 1
+        alpha = self.alphas(self.updates_done(T))
+        remaining = np.append(
+            np.cumprod((1.0 - alpha)[::-1])[::-1], 1.0
+        )  # what later changes leave of change k − 1
         start = int(self.start)
-        given[start] = kept[0]
-        given[start + self.every :: self.every][: len(fresh)] = fresh * kept[1:]
+        given[start] = remaining[0]
+        given[start + self.every :: self.every][: len(alpha)] = alpha * remaining[1:]
         return given
 
-    def all_fresh(self, acts: int) -> np.ndarray:
-        """fresh_1 … fresh_acts: `advance` from the start, float64 [acts]."""
+    def alphas(self, n: int) -> np.ndarray:
+        """alpha_1 … alpha_n: `advance` from the start, float64 [n]."""
         import numpy as np
 
-        fresh = np.empty(acts)
-        log_kept = 0.0
-        for k in range(1, acts + 1):
-            fresh[k - 1], log_kept = self.advance(k, log_kept)
-        return fresh
+        alpha = np.empty(n)
+        log_initial_weight = 0.0
+        for k in range(1, n + 1):
+            alpha[k - 1], log_initial_weight = self.advance(k, log_initial_weight)
+        return alpha
 
     def describe(self, T: int | None = None) -> dict[str, float]:
         """What the knobs mean, in updates, after T updates.
@@ -144,7 +199,7 @@ class Profile:
             "half_life": i + float((0.5 - before) / age[i]),
             "centre_of_mass": centre,
             "effective_samples": float(1.0 / (w * w).sum()),
-            "start_weight": float(w[int(self.start)]) if self.from_initial and self.begun(T) else 0.0,
+            "start_weight": float(w[int(self.start)]) if self.from_initial and self.started(T) else 0.0,
             "share": centre / T if T else 0.0,
         }
 
@@ -203,7 +258,7 @@ class EMA(Profile, kind="ema"):
     debias: start from zero and divide by 1 − Πβ (eq. 3 corrected), so that the initial weights weigh nothing;
     else the average starts from the weights at `start`.
     warmup: a ramp of β, see `Warmup`; a number of updates means a linear one.
-    With every=m, an act keeps what m updates would keep: Π of their m decays, β^m at a constant decay.
+    With every=m, a change keeps what m updates would keep: Π of their m decays, β^m at a constant decay.
     """
 
     decay: float | None = None
@@ -241,6 +296,10 @@ class EMA(Profile, kind="ema"):
         return not self.debias
 
     @property
+    def needs_compensation(self) -> bool:
+        return self.beta > 0.99999
+
+    @property
     def log_decay(self) -> float:
         """ln β of one update, −inf for β = 0. Kept as a logarithm so that 1 − β^m loses no digits."""
         self._require_bound()
@@ -254,28 +313,28 @@ class EMA(Profile, kind="ema"):
         """The final decay β of one update, however it was given."""
         return self.decay if self.decay is not None else math.exp(self.log_decay)
 
-    def log_keep(self, k: int) -> float:
-        """ln of the share of the past that act k keeps: the sum of ln β_t over the updates since the last act."""
+    def log_decay_at(self, k: int) -> float:
+        """ln of the decay of change k: the sum of ln β_t over the updates since the last change."""
         if self.warmup is None:
             return self.every * self.log_decay
         beta, last = self.beta, k * self.every
         decays = [self.warmup.decay(t, beta) for t in range(last - self.every + 1, last + 1)]
         return math.fsum(map(math.log, decays)) if min(decays) > 0 else -math.inf
 
-    def advance(self, k: int, log_kept: float) -> tuple[float, float]:
-        log_keep = self.log_keep(k)
-        log_kept += log_keep
-        fresh = -math.expm1(log_keep)
-        return (fresh / -math.expm1(log_kept) if self.debias else fresh), log_kept
+    def advance(self, k: int, log_initial_weight: float) -> tuple[float, float]:
+        log_decay = self.log_decay_at(k)
+        log_initial_weight += log_decay
+        alpha = -math.expm1(log_decay)
+        return (alpha / -math.expm1(log_initial_weight) if self.debias else alpha), log_initial_weight
 
-    def all_fresh(self, acts: int) -> np.ndarray:
+    def alphas(self, n: int) -> np.ndarray:
         import numpy as np
 
         if self.warmup is not None:
-            return super().all_fresh(acts)
-        log_keep = self.every * self.log_decay
-        fresh = np.full(acts, -math.expm1(log_keep))
-        return fresh / -np.expm1(log_keep * np.arange(1.0, acts + 1.0)) if self.debias else fresh
+            return super().alphas(n)
+        log_decay = self.every * self.log_decay
+        alpha = np.full(n, -math.expm1(log_decay))
+        return alpha / -np.expm1(log_decay * np.arange(1.0, n + 1.0)) if self.debias else alpha
 
     def describe(self, T: int | None = None) -> dict[str, float]:
         """As Profile.describe; with T left out, of an average that has run for ever."""
@@ -334,13 +393,13 @@ class Mean(Profile, kind="mean"):
     SWA once per cycle is `every` = length of the cycle.
     """
 
-    def advance(self, k: int, log_kept: float) -> tuple[float, float]:
+    def advance(self, k: int, log_initial_weight: float) -> tuple[float, float]:
         return 1.0 / k, -math.inf
 
-    def all_fresh(self, acts: int) -> np.ndarray:
+    def alphas(self, n: int) -> np.ndarray:
         import numpy as np
 
-        return 1.0 / np.arange(1.0, acts + 1.0)
+        return 1.0 / np.arange(1.0, n + 1.0)
 
 
 def _known(option: str, value: object, name: str, given: float | None) -> float:

@@ -14,8 +14,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from emabench.averaging.tensors import Followed, is_sharded, local
 
 
-class Lender:
-    """Lends values to a model's tensors. Made once, for what is prepared here is not paid for at every swap."""
+class Swap:
+    """Puts values into a model's tensors for a while. Prepared once, so that a swap costs little."""
 
     def __init__(self, model: nn.Module, followed: Sequence[Followed], buffers: Sequence[Followed]) -> None:
         self._model = model
@@ -34,7 +34,7 @@ class Lender:
             )
 
     @contextlib.contextmanager
-    def lend(self, values: Sequence[Tensor] | None) -> Iterator[None]:
+    def applied(self, values: Sequence[Tensor] | None) -> Iterator[None]:
         """Inside the block the followed tensors hold `values` (None: their own), all buffers hold copies.
 
         The tensors stay the same objects with other memory behind them, so that compiled modules, optimisers and
@@ -63,7 +63,7 @@ class Lender:
                 tensor.data = value
             for shard, value in shards:
                 shard.copy_(value)
-            self._gather_anew()
+            self._gather_again()
             versions = [self._tensors[i]._version for i in self._pointed]
             yield
             changed = [
@@ -72,17 +72,17 @@ class Lender:
             if changed and values is not None:
                 name = self._names[changed[0]]
                 raise RuntimeError(
-                    f"{name!r} was changed in place while an average was applied: the average is spoilt"
+                    f"{name!r} was changed in place while an average was applied: the average is damaged"
                 )
         finally:
             for (tensor, _), data in zip(pointed, own, strict=False):
                 tensor.data = data
             for (shard, _), data in zip(shards, kept, strict=True):
                 shard.copy_(data)
-            self._gather_anew()
+            self._gather_again()
             hook.remove()
 
-    def _gather_anew(self) -> None:
+    def _gather_again(self) -> None:
         """FSDP2 may hold gathered weights over from the last forward; make it gather again."""
         fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: no module can be sharded
         if fsdp is not None and self._copied:

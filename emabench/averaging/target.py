@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from emabench.averaging.averager import Averager
 from emabench.averaging.profiles import Profile
-from emabench.averaging.tensors import Places, followed, is_sharded, local
+from emabench.averaging.tensors import Structure, followed, is_sharded, local
 
 _NAME = "target"
 
@@ -44,7 +44,7 @@ class TargetNetwork:
             model, {_NAME: profile}, buffers=policy, dtype=dtype, check_finite=check_finite
         )
         self.module = copy.deepcopy(model).requires_grad_(False)
-        self._find()
+        self._list_tensors()
         self._sync()
         self._share()
 
@@ -57,23 +57,23 @@ class TargetNetwork:
         self.averager.update()
         self._sync()
 
-    def _find(self) -> None:
+    def _list_tensors(self) -> None:
         parameters, held = followed(self.module, "average")
         self._tensors: dict[str, Tensor] = {f.name: f.tensor for f in parameters + held}
-        self._places = Places(self.module, parameters + held)
+        self._structure = Structure(self.module, parameters + held)
 
     def _share(self) -> None:
         """Let the copy's parameters lie in the average's own memory where the type allows: nothing to copy then."""
         [average] = self.averager.profiles.values()
-        if average.snapshots == 1 and average.begun(0):
+        if average.is_its_set and average.started(0):
             for f, value in self.averager.state_of(_NAME):
                 if not f.is_buffer and value.dtype == f.tensor.dtype and not is_sharded(f.tensor):
                     self._tensors[f.name].data = value
 
     @torch.no_grad()
     def _sync(self) -> None:
-        if not self._places.unchanged():  # the copy was converted, and has other buffers now
-            self._find()
+        if not self._structure.unchanged():  # the copy was converted and has other buffers now
+            self._list_tensors()
         for f, value in self.averager.state_of(_NAME):
             own = local(self._tensors[f.name])
             if not (f.is_buffer and self.own_buffers) and own.data_ptr() != value.data_ptr():

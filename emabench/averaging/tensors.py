@@ -61,8 +61,8 @@ def followed(model: nn.Module, frozen: str) -> tuple[list[Followed], list[Follow
     return parameters, buffers
 
 
-class Places:
-    """All places that lead from a model to what is followed; none for shards, which FSDP2 exchanges itself."""
+class Structure:
+    """The entries of modules that hold what is followed; none for shards, which FSDP2 exchanges itself."""
 
     def __init__(self, model: nn.Module, followed: Sequence[Followed]) -> None:
         ours = {id(f.tensor) for f in followed if not is_sharded(f.tensor)}
@@ -73,16 +73,16 @@ class Places:
             inside = (
                 m for m in module.children() if any(id(t) in ours for t in (*m.parameters(), *m.buffers()))
             )
-            wanted = ours | {id(m) for m in inside}
+            watched = ours | {id(m) for m in inside}
             for held in (module._parameters, module._buffers, module._modules):
                 for key, content in held.items():
-                    if content is not None and id(content) in wanted:
+                    if content is not None and id(content) in watched:
                         self._held.append(held)
                         self._keys.append(key)
                         self._contents.append(content)
 
     def unchanged(self) -> bool:
-        """Whether everything is still where it was found. Asked at every update, hence without a loop in Python."""
+        """Whether every entry holds the same object. Asked at every update, hence without a loop in Python."""
         return all(map(operator.is_, map(dict.get, self._held, self._keys), self._contents))
 
 
@@ -104,8 +104,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def shadow_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """The type an average of `tensor` is held in: `dtype`, or else float32 or wider."""
-    wanted = dtype or torch.promote_types(tensor.dtype, torch.float32)
-    return wanted.to_complex() if tensor.is_complex() and not wanted.is_complex else wanted
+    held = dtype or torch.promote_types(tensor.dtype, torch.float32)
+    return held.to_complex() if tensor.is_complex() and not held.is_complex else held
 
 
 def like(tensor: Tensor, shard: Tensor | None) -> Tensor:
@@ -127,7 +127,7 @@ def like(tensor: Tensor, shard: Tensor | None) -> Tensor:
     return shard
 
 
-def cut(tensor: Tensor, saved: Tensor) -> Tensor:
+def local_part(tensor: Tensor, saved: Tensor) -> Tensor:
     """What this process keeps of a saved tensor that stands for `tensor`: its shard, of a DTensor or of a whole."""
     return local(distributed_as(tensor, saved)) if is_sharded(tensor) else saved
 

@@ -215,6 +215,19 @@ def test_loading_is_strict_and_changes_nothing_when_it_refuses(model):
     refuses(lambda s: weights(s).update({"norm.bias": torch.zeros(4).double()}), "narrowed")
 
 
+def test_states_of_the_first_format_still_load(model):
+    averager = Averager(model, {"ema": EMA(decay=0.9, debias=True), "swa": Mean()})
+    for step in range(3):
+        walk(model, step)
+        averager.update()
+    renamed = {"updates_done": "acts", "log_initial_weight": "log_kept", "compensation": "lost"}
+    now = averager.state_dict()
+    old = {n: {renamed.get(k, k): v for k, v in a.items()} for n, a in now["averages"].items()}
+    resumed = Averager(copy.deepcopy(model), {"ema": EMA(decay=0.9, debias=True), "swa": Mean()})
+    resumed.load_state_dict({**now, "format": 1, "averages": old})
+    assert_same(resumed.state_dict(), now)
+
+
 def test_names_of_wrappers_are_stripped(model):
     wrapped = torch.compile(nn.DataParallel(model), backend="eager")
     averager = Averager(wrapped, {"ema": EMA(decay=0.5)})

@@ -72,7 +72,7 @@ def test_rules_that_cannot_hold_are_named():
     share = PerLayer(default=EMA(share=0.1), rules={"0.*": EMA(share=0.2)})
     with pytest.raises(ValueError, match=r"share=0\.1 is relative"):
         share.weights(10)
-    assert share.bound(steps=100).parts == (EMA(window=10.0), EMA(window=20.0))
+    assert share.bound(steps=100).components == (EMA(window=10.0), EMA(window=20.0))
 
 
 @pytest.mark.parametrize(
