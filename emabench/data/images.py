@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import pickle
 import struct
@@ -62,15 +63,19 @@ def load(name: str, data_dir: Path, train: bool) -> Images:
 
 
 def _digits(train: bool) -> Images:
-    """1797 grey images of 8×8 (UCI's optical recognition of handwritten digits, from scikit-learn's own files)."""
-    from sklearn.datasets import load_digits
+    """1797 grey images of 8×8 (UCI's optical recognition of handwritten digits, from scikit-learn's own files).
 
-    found = load_digits()
+    Each line of the file is 64 grey values from 0 to 16 and the digit. It is read without scikit-learn, whose import
+    takes seconds.
+    """
+    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
+    lines = np.loadtxt(Path(package) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    grey, labels = lines[:, :-1].reshape(-1, 8, 8), lines[:, -1].astype(np.int64)
     # In the file's order neighbours are by one writer: split by a fixed permutation.
-    order = np.random.default_rng(0).permutation(len(found.target))
+    order = np.random.default_rng(0).permutation(len(labels))
     chosen = order[DIGITS_TEST:] if train else order[:DIGITS_TEST]
-    images = np.rint(found.images[chosen] * (255 / 16)).astype(np.uint8)
-    return Images(torch.from_numpy(images)[:, None], torch.from_numpy(found.target[chosen]).long(), 10)
+    images = np.rint(grey[chosen] * (255 / 16)).astype(np.uint8)
+    return Images(torch.from_numpy(images)[:, None], torch.from_numpy(labels[chosen]), 10)
 
 
 def _fashion_mnist(place: Path, train: bool) -> Images:

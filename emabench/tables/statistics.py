@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
-from scipy.special import nctdtr, stdtr, stdtrit
-from scipy.stats import hypergeom
+import scipy  # its parts load when they are used: scipy.stats takes seconds
 
 ALPHA = 0.05  # chance of a false statement, for a whole table
 POWER = 0.8  # with which the number of seeds named would decide
@@ -46,7 +45,7 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate | None:
         return None
     if len(x) == 1:
         return Estimate(float(x[0]), None, None, 1)
-    half = float(stdtrit(len(x) - 1, 0.5 + level / 2)) * _standard_error(x)
+    half = float(scipy.special.stdtrit(len(x) - 1, 0.5 + level / 2)) * _standard_error(x)
     return Estimate(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
 
 
@@ -76,7 +75,7 @@ def t_above(values: Sequence[float], threshold: float = 0.0) -> float:
     error, mean = _standard_error(x), float(x.mean())
     if error <= 1e-12 * max(1e-300, float(np.abs(x).max())):  # the same number every time, up to rounding
         return 0.0 if mean > 0 else 1.0
-    return float(stdtr(len(x) - 1, -mean / error))
+    return float(scipy.special.stdtr(len(x) - 1, -mean / error))
 
 
 def sign_flip_above(values: Sequence[float], threshold: float = 0.0) -> float:
@@ -119,10 +118,10 @@ def seeds_for(values: Sequence[float], threshold: float, level: float) -> float:
 def _power(effect: float, n: int, level: float) -> float:
     """Of the one-sided t-test, for an effect in units of the spread."""
     shift = effect * math.sqrt(n)
-    needed = float(stdtrit(n - 1, 1 - level))
+    needed = float(scipy.special.stdtrit(n - 1, 1 - level))
     if shift > 37:  # the noncentral t is computed no further, and there is no doubt left
         return 1.0
-    return 1.0 - float(nctdtr(n - 1, shift, needed))
+    return 1.0 - float(scipy.special.nctdtr(n - 1, shift, needed))
 
 
 def _standard_error(x: np.ndarray) -> float:
@@ -190,7 +189,7 @@ class Rarer(Statement):
 
 def _fisher(a: int, n: int, b: int, m: int) -> float:
     """Chance of a or fewer of n, when a + b of the n + m are drawn at random."""
-    return float(hypergeom.cdf(a, n + m, a + b, n))
+    return float(scipy.stats.hypergeom.cdf(a, n + m, a + b, n))
 
 
 class AllOf(Statement):

@@ -14,8 +14,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_accuracy
-from torchvision.models import resnet18, resnet50
 
 from emabench.config import Count, Fraction, Section
 from emabench.data import catalog, folders, images
@@ -43,6 +41,9 @@ class Options(Section):
 
 def network(options: Options, channels: int, classes: int) -> nn.Module:
     """The classifier: images (N, channels, H, W) → logits (N, classes)."""
+    if options.model != "cnn":  # torchvision takes longer to import than torch
+        from torchvision.models import resnet18, resnet50
+
     if options.model == "resnet50":
         return resnet50(num_classes=classes)
     if options.model == "resnet18":
@@ -64,6 +65,12 @@ def network(options: Options, channels: int, classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
+def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
+    """How often the right class is among the k largest logits (N, classes), in per cent."""
+    hits = (logits.topk(k, dim=1).indices == labels[:, None]).sum()
+    return 100 * float(hits / len(labels))
+
+
 class Task(base.Task):
     """A classifier, measured by top-1 and top-5 accuracy in per cent and by the negative log-likelihood in nats."""
 
@@ -78,6 +85,11 @@ class Task(base.Task):
         self.options, self.context = options, context
         self.data = _Folders(options, context) if options.data == "imagenet" else _InMemory(options, context)
         self.model = network(options, self.data.channels, self.data.classes).to(context.device)
+        if self.data.classes < 5:
+            self.metrics = {  # type: ignore[misc] # of this data alone
+                name: better for name, better in self.metrics.items() if name != "top5"
+            }
+            context.progress(f"task.data={options.data}: {self.data.classes} classes, so no top-5 accuracy")
         self.trained = context.parallel(self.model)
         self.optimizer = context.optimizer(self.model.parameters())
 
@@ -102,11 +114,7 @@ class Task(base.Task):
             with self.context.autocast():
                 found.append((self.model(x).float(), y))
         logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
-        classes = logits.shape[1]
-        top = {
-            f"top{k}": 100 * float(multiclass_accuracy(logits, labels, classes, average="micro", top_k=k))
-            for k in (1, 5)
-        }
+        top = {f"top{k}": top_k(logits, labels, k) for k in (1, 5)[: len(self.metrics) - 1]}
         return {**top, "nll": float(F.cross_entropy(logits, labels))}
 
     def calibration(self) -> Iterator[Tensor]:

@@ -21,8 +21,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet50
-from torchvision.transforms import v2
 
 from emabench.averaging import EMA, TargetNetwork
 from emabench.config import Count, Fraction, Momentum, NonNegative, Positive, Section
@@ -69,6 +67,8 @@ class Encoder(nn.Module):
     def __init__(self, options: Options, channels: int) -> None:
         super().__init__()
         if options.model == "resnet50":
+            from torchvision.models import resnet50  # takes longer to import than torch
+
             self.trunk: nn.Module = resnet50()
             width = self.trunk.fc.in_features
             self.trunk.fc = nn.Identity()
@@ -302,6 +302,8 @@ class _TwoViews:
     """Two independent views of an image, stacked: (2, 3, size, size). The augmentation of CMC's train_moco_ins.py."""
 
     def __init__(self, options: Options) -> None:
+        from torchvision.transforms import v2
+
         jitter = min(options.jitter, 0.5)  # torchvision's limit for hue
         self.view = v2.Compose(
             [
@@ -309,7 +311,7 @@ class _TwoViews:
                 v2.RandomGrayscale(0.2),
                 v2.ColorJitter(options.jitter, options.jitter, options.jitter, jitter),
                 v2.RandomHorizontalFlip(0.5 if options.flip else 0.0),
-                *folders.FINISH,
+                *folders.finish(),
             ]
         )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from emabench.averaging.tensors import distributed_as
 from emabench.config import Config
 from emabench.training.distributed import whole
 from emabench.training.schedule import factor
+
+Optim = TypeVar("Optim", bound=torch.optim.Optimizer)
+WRAPPED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
 
 
 class ScheduledOptimizer:
@@ -83,7 +87,7 @@ def _build(params: Any, config: Config, device: torch.device) -> torch.optim.Opt
     settings = config.optimizer
     fused = True if device.type == "cuda" else None
     if settings.name == "sgd":
-        return torch.optim.SGD(
+        return _eager(torch.optim.SGD)(
             params,
             lr=settings.lr,
             momentum=settings.momentum,
@@ -92,7 +96,7 @@ def _build(params: Any, config: Config, device: torch.device) -> torch.optim.Opt
             fused=fused,
         )
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind(
+    return _eager(kind)(
         params,
         lr=settings.lr,
         betas=(settings.betas[0], settings.betas[1]),
@@ -100,3 +104,16 @@ def _build(params: Any, config: Config, device: torch.device) -> torch.optim.Opt
         weight_decay=settings.weight_decay,
         fused=fused,
     )
+
+
+def _eager(kind: type[Optim]) -> type[Optim]:
+    """The same optimiser without the wrappers that keep its methods out of compiled graphs.
+
+    Their first call imports torch._dynamo, which takes longer than importing torch. Only modules are compiled here
+    (`compile=true`), never a step of the optimiser.
+    """
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in WRAPPED}
+    plain["step"] = torch.no_grad()(
+        plain["step"]
+    )  # what the wrapper of `step` does, with differentiable=False
+    return type(kind.__name__, (kind,), plain)

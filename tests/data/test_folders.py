@@ -103,3 +103,52 @@ def test_folders_without_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     with pytest.raises(UserError, match="cat"):
         Folder(tmp_path, evaluation_view(14))
+
+
+def test_a_hidden_folder_is_no_class(photographs: Path) -> None:
+    """Jupyter's checkpoints, macOS's and editors' own files: torchvision's ImageFolder makes a class of them."""
+    plain = Folder(photographs, evaluation_view(16))
+    hidden = photographs / ".ipynb_checkpoints"
+    hidden.mkdir()
+    (photographs / "cat" / "1.JPEG").rename(hidden / "1.JPEG")
+    (photographs / "dog" / "._2.JPEG").write_bytes(b"no image")
+    found = Folder(photographs, evaluation_view(16))
+    assert found.files.classes == plain.files.classes == ["cat", "dog"]
+    assert len(found) == len(plain) - 1
+
+
+def test_files_are_listed_as_torchvision_lists_them(photographs: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    (photographs / "cat" / "more").mkdir()
+    (photographs / "cat" / "3.JPEG").rename(photographs / "cat" / "more" / "0.jpeg")
+    (photographs / "dog" / "notes.txt").touch()
+    found, theirs = Folder(photographs, evaluation_view(16)).files, ImageFolder(photographs)
+    assert found.samples == theirs.samples
+    assert found.class_to_idx == theirs.class_to_idx
+
+
+@pytest.mark.parametrize(
+    ("kind", "white", "ending"),
+    [(np.uint16, 65535, "png"), (np.uint16, 65535, "tif"), (np.int32, 2**31 - 1, "tif"), (np.float32, 1.0, "tif")],
+)  # fmt: skip
+def test_deep_images_are_scaled_as_their_eight_bit_copies(
+    kind: type, white: float, ending: str, tmp_path: Path
+) -> None:
+    grey = np.arange(256, dtype=np.float64).reshape(16, 16)
+    for name, values in (("deep", grey / 255 * white), ("plain", grey)):
+        folder = tmp_path / name / "class"
+        folder.mkdir(parents=True)
+        image = (
+            values.round().astype(kind if name == "deep" else np.uint8) if kind is not np.float32 else values
+        )
+        image = image.astype(kind if name == "deep" else np.uint8)
+        Image.fromarray(image).save(folder / f"0.{ending if name == 'deep' else 'png'}")
+    deep, plain = (Folder(tmp_path / name, evaluation_view(14))[0, 0][0] for name in ("deep", "plain"))
+    assert torch.equal(deep, plain)
+
+
+def test_an_image_whose_range_is_unknown_is_named(tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    Image.fromarray(np.full((8, 8), 3.5, np.float32)).save(tmp_path / "class" / "0.tif")
+    assert "not within 0 and 1" in Folder(tmp_path, evaluation_view(8))[0, 0]

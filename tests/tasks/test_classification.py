@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,21 @@ def test_folders_that_do_not_fit_are_the_users_to_mend(tmp_path: Path) -> None:
     held_out.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=str(held_out)):
         make(*place)
+
+
+def test_fewer_than_five_classes_have_no_top5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = photographs(tmp_path) / "imagenet"
+    for kind in range(3, 6):
+        for part in ("train", "val"):
+            shutil.rmtree(folder / part / f"n0{kind}")
+    words = (
+        "task.data=imagenet",
+        "task.model=cnn",
+        "task.image_size=16",
+        f"data_dir={tmp_path}",
+        "batch_size=4",
+    )
+    task = make(*words)
+    assert "3 classes, so no top-5 accuracy" in capsys.readouterr().err  # before training
+    assert list(task.metrics) == list(evaluated(task)) == ["top1", "nll"]
+    assert list(Task.metrics) == ["top1", "top5", "nll"]

@@ -1,0 +1,37 @@
+"""What a command imports: start-up is most of a short command's time, so each loads only what it needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = """
+import json, sys
+from emabench.cli import main
+print(json.dumps([main(words) for words in json.loads(sys.argv[1])]))
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def imported(cwd: Path, *commands: list[str]) -> tuple[list[int], set[str]]:
+    """The exit statuses of these commands, run in one new process, and the modules that it has loaded at its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(commands)], cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    statuses, modules = done.stdout.splitlines()[-2:]
+    return json.loads(statuses), set(json.loads(modules))
+
+
+@pytest.mark.parametrize("task", ["quadratic", "classification", "moco"])
+def test_training_loads_no_library_it_does_not_use(task: str, tmp_path: Path) -> None:
+    """torch._dynamo, torchvision and sklearn take longer to import than torch itself."""
+    statuses, modules = imported(tmp_path, [f"task={task}", "scale=smoke", "device=cpu"])
+    assert statuses == [0]
+    assert "torch" in modules
+    heavy = {"torch._dynamo", "torchvision", "torchmetrics", "transformers", "diffusers", "sklearn", "pandas"}
+    assert not modules & {*heavy, "scipy.stats", "scipy.special", "wandb", "matplotlib"}
