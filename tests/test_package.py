@@ -42,6 +42,7 @@ def emabench(site: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[
 
 def test_the_wheel_carries_its_configuration(site: Path, tmp_path: Path) -> None:
     assert (site / "emabench" / "conf" / "config.yaml").is_file()
+    assert (site / "emabench" / "py.typed").is_file()
     done = emabench(site, tmp_path, "list")
     assert done.returncode == 0, done.stderr
     assert "ddpm" in done.stdout

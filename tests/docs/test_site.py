@@ -1,0 +1,115 @@
+"""The site builds without a network and without a warning; its links hold, and it loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from tests.docs.pages import ROOT, pages
+
+pytest.importorskip("mkdocs", reason="extra `docs` is not installed")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site. Proxies point nowhere, so that a build that asks a network fails."""
+    folder = tmp_path_factory.mktemp("site")
+    nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, **nowhere, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    return folder
+
+
+class Page(HTMLParser):
+    """The anchors of a page, and what it refers to: (tag, address)."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.references: list[tuple[str, str]] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.anchors |= {given[key] for key in ("id", "name") if given.get(key)}  # type: ignore[misc]
+        self.references += [(tag, given[key]) for key in ("href", "src") if given.get(key)]  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def built(site: Path) -> dict[Path, Page]:
+    found = {path: Page(path) for path in site.rglob("*.html")}
+    assert len(found) > 25
+    return found
+
+
+def test_every_link_and_anchor_of_the_site_holds(site: Path, built: dict[Path, Page]) -> None:
+    broken = []
+    for path, page in built.items():
+        if path.name == "404.html":  # its links start at the root of a server
+            continue
+        for _, address in page.references:
+            if re.match(r"(https?:|mailto:|data:|javascript:)", address):
+                continue
+            place, _, anchor = unquote(address).partition("#")
+            target = (path.parent / place).resolve() if place else path
+            if not target.exists() or (
+                anchor and target.suffix == ".html" and anchor not in built[target].anchors | {"__top"}
+            ):
+                broken.append(f"{path.relative_to(site)} → {address}")
+    assert not broken
+
+
+def test_nothing_is_loaded_from_elsewhere(built: dict[Path, Page]) -> None:
+    loaded = {
+        address
+        for page in built.values()
+        for tag, address in page.references
+        if tag in ("script", "link", "img", "iframe") and re.match(r"(https?:)?//", address)
+    }
+    assert not {address for address in loaded if not address.startswith("https://example.org/emabench")}
+
+
+def test_links_between_files_of_the_repository_hold() -> None:
+    broken = []
+    for path in pages():
+        text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+)", text):
+            generated = path.is_relative_to(ROOT / "docs")  # the build checks those
+            if not generated and not (path.parent / target).exists():
+                broken.append(f"{path.relative_to(ROOT)} → {target}")
+    assert not broken
+
+
+def test_the_readme_quotes_the_committed_tables() -> None:
+    quoted, wrong = 0, []
+    place = ""
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        if match := re.search(r"\]\((benchmarks/tables/\w+\.md)\)", line):
+            place = match[1]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and place and len(cells) == 4 and "[" in cells[1]:
+            quoted += 1
+            claims = (ROOT / place).read_text(encoding="utf-8").splitlines()
+            article, literature = (cell.partition(":")[0] for cell in cells[2:])
+            if not any(
+                cells[1] in claim and _verdict(claim, 3) == article and _verdict(claim, 4) == literature
+                for claim in claims
+            ):
+                wrong.append(line)
+    assert quoted >= 8
+    assert not wrong
+
+
+def _verdict(claim: str, column: int) -> str:
+    """The words of a verdict in a row of claims, without its sign and its reason."""
+    cells = claim.split("|")
+    return re.sub(r"^\W+|\s*\(.*$", "", cells[column].strip()) if len(cells) > column else ""
