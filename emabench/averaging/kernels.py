@@ -83,23 +83,29 @@ class Plan:
         views = self._scratch[key][:total].split([p.numel() for p in pieces])
         return [v.view(p.shape) for v, p in zip(views, pieces, strict=True)]
 
-    def finite(self) -> bool:
-        """Whether every live weight is finite. True is sure; False may come of sums of squares that overflow."""
+    def update(self, moves: Sequence[Move], check: bool = False) -> bool:
+        """Move each named set towards the live weights.
+
+        With `check`: False, and nothing has moved, if a live weight is not finite. Torch's operations may say so of
+        finite weights too, where sums of squares overflow.
+        """
         if self._native is not None:
-            return self._native.finite()
+            return self._native.update([(m.set, m.alphas) for m in moves], check)
+        if check and not self._finite():
+            return False
+        if self._fused is not None:
+            fused.run(self._fused, [(m.set, m.alphas) for m in moves])
+        else:
+            self._run(moves)
+        return True
+
+    def _finite(self) -> bool:
         sums = [
             torch.dot(p.reshape(-1), p.reshape(-1)) for c in self._chunks for p in self._theta(c) if p.numel()
         ]
         return bool(torch.stack([s.to(sums[0]) for s in sums]).sum().isfinite()) if sums else True
 
-    def run(self, moves: Sequence[Move]) -> None:
-        """Move each named set towards the live weights."""
-        if self._native is not None:
-            self._native.run([(m.set, m.alphas) for m in moves])
-            return
-        if self._fused is not None:
-            fused.run(self._fused, [(m.set, m.alphas) for m in moves])
-            return
+    def _run(self, moves: Sequence[Move]) -> None:
         for chunk in self._chunks:
             theta = self._theta(chunk)
             for m in moves:

@@ -1,21 +1,17 @@
-"""The CPU path in C, where there is a C compiler: one parallel region for a whole update (see native.c).
+"""The CPU path in C, where there is a C compiler: one pass over the weights for a whole update (see native.c).
 
 torch runs one parallel region for each operation, and waits for the slowest thread at the end of each; a model of
-160 tensors pays that 160 times. The library is built once, in a fraction of a second, into the user's cache, and
-needs no headers but the compiler's. Without a compiler, or with EMABENCH_NATIVE=0, the torch path serves, with the
-same results within rounding.
+160 tensors pays that 160 times. The library is built once by `build`, in a second, and needs no headers but the
+compiler's. Without a compiler, or with EMABENCH_NATIVE=0, torch's operations serve, with the same results within
+rounding.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
+import mmap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,58 +19,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emabench.averaging import build
 from emabench.averaging.tensors import dense
 
 PIECE = 1 << 17  # elements that a thread takes at a time: small enough that none waits long for the last
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+ALONE = 1 << 20  # weights × averages below which waking other threads costs more than they save
+LOG = (
+    1 << 18
+)  # weights × averages below which the weights are still in the cache when they are looked at twice
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class _Table(ctypes.Structure):
+    """`struct table` of native.c."""
+
+    _fields_ = [
+        ("pieces", ctypes.c_int64),
+        ("tensors", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("sizes", "owner", "type", "theta", "shadows", "compensation")),
+        ("marks", ctypes.c_void_p),
+        ("odd", ctypes.c_void_p),
+        ("marks_row", ctypes.c_int64),
+        ("odd_row", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("marks_at", "odd_at", "done", "taken")),
+    ]
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The built library, or None where it cannot be built or is switched off."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or os.environ.get("EMABENCH_NATIVE") == "0":
-        return None
-    source = Path(__file__).with_name("native.c")
+    """The built library, or None where it cannot be built or is switched off. Warns once if it cannot be built."""
     try:
-        made_of = (source.read_text(), compiler, FLAGS, platform.machine(), _cpu())
-        name = f"averaging-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emabench"
-        if not (cache / name).exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(
-                dir=cache
-            ) as folder:  # renamed when whole: others may build it too
-                built = Path(folder) / name
-                command = [compiler, *FLAGS, str(source), "-o", str(built)]
-                subprocess.run(command, check=True, capture_output=True, timeout=60)
-                built.replace(cache / name)
-        loaded = ctypes.CDLL(str(cache / name))
-    except (OSError, RuntimeError, subprocess.SubprocessError):
+        loaded = build.load()
+    except build.Unavailable as reason:
+        if not reason.wanted:
+            warnings.warn(
+                f"averages are updated by torch's own operations, slower than in C: {reason}", stacklevel=2
+            )
         return None
     pointer, long, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    loaded.emabench_move.argtypes = [long, *[pointer] * 6, long, pointer, pointer, long, integer]
-    loaded.emabench_move.restype = None
-    loaded.emabench_finite.argtypes = [long, *[pointer] * 3, integer]
-    loaded.emabench_finite.restype = integer
+    loaded.emabench_update.argtypes = [pointer, long, pointer, pointer, integer, integer, pointer]
+    loaded.emabench_update.restype = integer
     return loaded
 
 
-def _cpu() -> str:
-    """What -march=native depends on: a cache in a home that several kinds of machines share must not mix them."""
+@functools.cache
+def _parallel() -> int | None:
+    """The address of GOMP_parallel in the OpenMP library that torch has loaded, or None."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return None
+    paths = dict.fromkeys(line.split(maxsplit=5)[-1] for line in lines if "/" in line)
+    names = ("libgomp", "libiomp", "libomp")
+    for path in sorted((p for p in paths if Path(p).name.startswith(names)), key=lambda p: "torch" not in p):
+        try:
+            return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
 
 
 class Table:
-    """Addresses of the live tensors, of every set of averages and of what compensation carries, cut into pieces.
-
-    Arrays: sizes, owner (index of the tensor), type, then addresses of θ [pieces], shadows and compensation [sets, pieces].
-    """
+    """Addresses of the live tensors, of every set of averages and of what compensation carries, cut into pieces."""
 
     def __init__(
         self,
@@ -83,7 +89,8 @@ class Table:
         sets: Sequence[Sequence[Tensor]],
         compensation: Sequence[Sequence[Tensor] | None],
     ) -> None:
-        self._library = loaded
+        self._update = loaded.emabench_update
+        self._can_log = bool(ctypes.c_int32.in_dll(loaded, "emabench_can_log").value)
         self._keep = (
             list(live),
             [list(s) for s in sets],
@@ -94,53 +101,84 @@ class Table:
             for i, t in enumerate(live)
             for at in range(0, t.numel(), PIECE)
         ]
-        self._tensors, self._count = len(live), len(cut)
 
         def addresses(tensors: Sequence[Tensor]) -> list[int]:
             at_zero = [t.data_ptr() for t in tensors]
             return [at_zero[i] + at * tensors[i].element_size() for i, at, _ in cut]
 
         none = [0] * len(cut)
-        self._arrays = (
-            np.array([n for _, _, n in cut], dtype=np.int64),
-            np.array([i for i, _, _ in cut], dtype=np.int32),
-            np.array([_TYPES[live[i].dtype] for i, _, _ in cut], dtype=np.int32),
-            np.array(addresses(live), dtype=np.int64),
-            np.array([addresses(s) for s in sets], dtype=np.int64),
-            np.array([none if c is None else addresses(c) for c in compensation], dtype=np.int64),
-        )
-        self._pointers = [a.ctypes.data for a in self._arrays]
+        self._arrays: dict[str, np.ndarray] = {
+            "sizes": np.array([n for _, _, n in cut], dtype=np.int64),
+            "owner": np.array([i for i, _, _ in cut], dtype=np.int32),
+            "type": np.array([_TYPES[live[i].dtype] for i, _, _ in cut], dtype=np.int32),
+            "theta": np.array(addresses(live), dtype=np.int64),
+            "shadows": np.array([addresses(s) for s in sets], dtype=np.int64),
+            "compensation": np.array(
+                [none if c is None else addresses(c) for c in compensation], dtype=np.int64
+            ),
+        }
+        self._weights = sum(n for _, _, n in cut)
+        self._table = _Table(pieces=len(cut), tensors=len(live))
+        self._point()
+        self._address = ctypes.addressof(self._table)
+        self._which = np.empty(len(sets), dtype=np.int32)
+        self._alpha = np.empty((len(sets), len(live)), dtype=np.float32)
+        self._call = (self._which.ctypes.data, self._alpha.ctypes.data)
+        self._logs = 0  # moves that there is a log for
 
-    def finite(self) -> bool:
-        """Whether every live weight is finite."""
-        sizes, _, kind, theta, _, _ = self._pointers
-        return bool(self._library.emabench_finite(self._count, sizes, kind, theta, torch.get_num_threads()))
+    def _point(self) -> None:
+        for name, array in self._arrays.items():
+            setattr(self._table, name, array.ctypes.data)
 
-    def run(self, moves: Sequence[tuple[int, Sequence[float]]]) -> None:
-        """average += alpha · (θ − average) for each (set, alpha by tensor)."""
-        which = np.array([index for index, _ in moves], dtype=np.int32)
-        alpha_rows = np.array([alphas for _, alphas in moves], dtype=np.float32)
-        self._library.emabench_move(
-            self._count,
-            *self._pointers,
-            len(moves),
-            which.ctypes.data,
-            alpha_rows.ctypes.data,
-            self._tensors,
-            torch.get_num_threads(),
-        )
+    def _make_log(self, moves: int) -> None:
+        """Memory for the undo log of so many averages: a sixteenth of theirs, the rest reserved but hardly touched."""
+        sizes = self._arrays["sizes"]
+        marks_at = np.concatenate([[0], np.cumsum(sizes // 4)]).astype(np.int64)
+        odd_at = np.concatenate([[0], np.cumsum(sizes // 8 + np.minimum(sizes, 4096) + 16)]).astype(np.int64)
+        self._logs = moves
+        try:
+            self._arrays |= {
+                "marks_at": marks_at,
+                "odd_at": odd_at,
+                "marks": np.empty((moves, marks_at[-1]), dtype=np.uint8),
+                "odd": np.frombuffer(mmap.mmap(-1, moves * int(odd_at[-1]) * 4), dtype=np.float32),
+                "done": np.empty(len(sizes), dtype=np.int64),
+                "taken": np.empty((moves, len(sizes)), dtype=np.int64),
+            }
+        except (MemoryError, OSError):  # without a log the weights are looked at before they are used
+            self._arrays.pop("marks", None)
+            self._table.marks = None
+            return
+        self._table.marks_row, self._table.odd_row = marks_at[-1], odd_at[-1]
+        self._point()
+
+    def update(self, moves: Sequence[tuple[int, float | Sequence[float]]], check: bool) -> bool:
+        """average += α (θ − average) for each (set, α of all tensors or of each).
+
+        With `check`: False, and nothing has moved, if a weight is not finite.
+        """
+        count = len(moves)
+        for i, (index, alphas) in enumerate(moves):
+            self._which[i] = index
+            self._alpha[i] = alphas
+        work = self._weights * count
+        if check and self._can_log and work > LOG and count > self._logs:
+            self._make_log(count)
+        threads = torch.get_num_threads() if work >= ALONE else 1
+        parallel = _parallel() if threads > 1 else None
+        return bool(self._update(self._address, count, *self._call, check, threads, parallel))
 
 
 def table(
     live: Sequence[Tensor], sets: Sequence[Sequence[Tensor]], compensation: Sequence[Sequence[Tensor] | None]
 ) -> Table | None:
     """The table for these tensors, or None if the library does not apply: other types, strides or devices."""
-    loaded = library()
-    if loaded is None or not live or not sets:
+    if not live or not sets:
         return None
     for i, tensor in enumerate(live):
         row = [*(s[i] for s in sets), *(c[i] for c in compensation if c is not None)]
         alike = all(r.dtype == torch.float32 and r.stride() == tensor.stride() for r in row)
         if tensor.dtype not in _TYPES or tensor.device.type != "cpu" or not (alike and dense(tensor)):
             return None
-    return Table(loaded, live, sets, compensation)
+    loaded = library()
+    return Table(loaded, live, sets, compensation) if loaded is not None else None
