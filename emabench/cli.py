@@ -15,7 +15,7 @@ from importlib import import_module
 from emabench import plugins
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError, nearest
 from emabench.paths import COMMAND, PACKAGE
-from emabench.training.interruption import interrupting, was_asked
+from emabench.training.interruption import interrupting, was_interrupted
 
 HELP = """\
 emabench: does averaging the weights help, by how much, with which decay?
@@ -65,7 +65,9 @@ def _answered(words: list[str]) -> int:
         _say(str(error))
         return INTERRUPTED
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) or was_asked():  # imports and parsers make other errors of it
+        if (
+            isinstance(error, KeyboardInterrupt) or was_interrupted()
+        ):  # imports and parsers make other errors of it
             _say("interrupted; give the same command again to go on")
             return INTERRUPTED
         if not isinstance(error, UserError | RunFailed):

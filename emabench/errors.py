@@ -17,7 +17,7 @@ class RunFailed(Exception):
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; the checkpoint is written and the same command goes on (exit 75)."""
+    """Trainer was asked to stop; the checkpoint is written and the same command goes on (exit 75)."""
 
 
 def nearest(word: str, known: Iterable[str], otherwise: Iterable[str] | None = None) -> str:

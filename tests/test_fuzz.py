@@ -26,7 +26,7 @@ from emabench.cli import main
 from emabench.compose import configuration
 from emabench.errors import DONE, FAILED, MISTAKE, UserError
 from emabench.tables import spec
-from emabench.training.run import run
+from emabench.training.start import run
 
 CASES = int(os.environ.get("EMABENCH_FUZZ", "510"))
 SHARES = {  # of the cases, by kind

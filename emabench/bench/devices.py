@@ -25,9 +25,9 @@ import torch.multiprocessing as mp
 from emabench.bench.averaging import machine
 from emabench.compose import configuration
 from emabench.runs.directory import RunDirectory
-from emabench.training.distributed import Group, Place, together
+from emabench.training.distributed import Group, RankInfo, process_group
 from emabench.training.interruption import StopRequest
-from emabench.training.run import Training
+from emabench.training.trainer import Trainer
 
 DEVICES = 2
 COMMON = ["scale=small", "device=cpu", "log_every=1000000", "checkpoint.minutes=1000", "steps=1000000"]
@@ -111,25 +111,25 @@ def _measured(name: str, words: Sequence[str], rounds: int, seconds: float) -> d
 def _member(rank: int, words: list[str], port: int, orders: list[Any], times: Any) -> None:
     """One of the processes: trains as many steps as it is told to, until it is told none."""
     torch.set_num_threads(1)
-    place = Place(rank, DEVICES, rank, dist.TCPStore("127.0.0.1", port, is_master=False))
-    with together(place, "cpu", sharded=False) as (group, _):
+    rank_info = RankInfo(rank, DEVICES, rank, dist.TCPStore("127.0.0.1", port, is_master=False))
+    with process_group(rank_info, "cpu", sharded=False) as (group, _):
         training = _training(words, group)
         while steps := orders[rank].get():
             spent = _seconds(training, steps)
-            if group.first:
+            if group.is_main:
                 times.put(spent)
 
 
-def _training(words: list[str], group: Group) -> Training:
+def _training(words: list[str], group: Group) -> Trainer:
     config = configuration(words)
     directory = RunDirectory(config.directory())
     directory.prepare(config)
-    training = Training(config, directory, StopRequest(), group)
+    training = Trainer(config, directory, StopRequest(), group)
     training.begin()
     return training
 
 
-def _seconds(training: Training, steps: int) -> float:
+def _seconds(training: Trainer, steps: int) -> float:
     began = time.perf_counter()
     training.train(training.step + steps)
     return time.perf_counter() - began

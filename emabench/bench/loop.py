@@ -23,7 +23,7 @@ from emabench.runs.directory import RunDirectory
 from emabench.tasks import ddpm
 from emabench.training import checkpoint, environment
 from emabench.training.interruption import StopRequest
-from emabench.training.run import Training
+from emabench.training.trainer import Trainer
 
 TASK = ["task=ddpm", "scale=small", "log_every=50", "checkpoint.minutes=1000", "steps=1000000"]
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def bare(training: Training) -> Callable[[int], None]:
+def bare(training: Trainer) -> Callable[[int], None]:
     """The loop one would write by hand: same network, data, optimiser and clipping."""
     task, config = training.task, training.config
     assert isinstance(task, ddpm.Task)
@@ -75,16 +75,16 @@ def bare(training: Training) -> Callable[[int], None]:
     return steps
 
 
-def _training(folder: str, *overrides: str) -> Training:
+def _training(folder: str, *overrides: str) -> Trainer:
     config = configuration([*TASK, f"results_dir={folder}", *overrides])
     directory = RunDirectory(config.directory())
     directory.prepare(config)
-    training = Training(config, directory, StopRequest())
+    training = Trainer(config, directory, StopRequest())
     training.begin()
     return training
 
 
-def _advance(training: Training, steps: int) -> None:
+def _advance(training: Trainer, steps: int) -> None:
     training.train(training.step + steps)
 
 
@@ -102,7 +102,7 @@ def _measure(kinds: dict[str, Callable[[int], None]], rounds: int, steps: int) -
     return seconds
 
 
-def _seconds_of_a_checkpoint(training: Training) -> dict[str, float]:
+def _seconds_of_a_checkpoint(training: Trainer) -> dict[str, float]:
     """How long a checkpoint holds training up, and until it is on the disk."""
     writer = checkpoint.Writer(training.directory.checkpoints, keep=1)
     held, written = [], []

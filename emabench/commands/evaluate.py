@@ -15,7 +15,8 @@ def main(words: Sequence[str]) -> int:
     config, directory, _ = named_run("evaluate", words, {})
 
     from emabench.report import terminal
-    from emabench.training.run import explained, restored
+    from emabench.training.failures import explained
+    from emabench.training.start import restored
 
     try:
         there = directory.result()

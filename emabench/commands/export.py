@@ -13,7 +13,8 @@ def main(words: Sequence[str]) -> int:
     """`emabench export RUN average=NAME [to=DIR]`: a diffusers pipeline for ddpm, a state_dict elsewhere."""
     config, directory, options = named_run("export", words, {"average": "", "to": ""})
 
-    from emabench.training.run import explained, restored
+    from emabench.training.failures import explained
+    from emabench.training.start import restored
 
     with explained(directory):
         training = restored(config, directory)
@@ -28,7 +29,7 @@ def main(words: Sequence[str]) -> int:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"to={to}: cannot be made ({error.strerror}); name another folder") from error
-    with explained(directory), training.in_place(average):
+    with explained(directory), training.evaluator.in_place(average):
         training.task.export(to)
     print(f"{average} after {training.step} steps: {to}")
     return DONE

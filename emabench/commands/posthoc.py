@@ -16,7 +16,7 @@ from emabench.runs.files import write_text
 from emabench.runs.named import named_run
 
 if TYPE_CHECKING:
-    from emabench.training.run import Training
+    from emabench.training.trainer import Trainer
 
 ASKED = ("decay", "half_life", "window", "sigma_rel")
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5)  # of the run, for --curve
@@ -34,7 +34,8 @@ def main(words: Sequence[str]) -> int:
     )
     wanted = _curve(config) if curve else [_asked(options)]
 
-    from emabench.training.run import explained, restored
+    from emabench.training.failures import explained
+    from emabench.training.start import restored
 
     with explained(directory):
         training = restored(config, directory)
@@ -80,19 +81,19 @@ def _curve(config: Config) -> list[Profile]:
     return [from_dict({"kind": "ema", "window": window, "debias": True}) for window in windows]
 
 
-def _measured(training: Training, wanted: Profile) -> tuple[str, float, dict[str, float], float]:
+def _measured(training: Trainer, wanted: Profile) -> tuple[str, float, dict[str, float], float]:
     """Name, window, metrics, and the share of the weight that the fit puts on other steps."""
     from emabench.averaging.posthoc import rebuild
     from emabench.training import snapshots
 
-    kept = snapshots.found(training.directory.snapshots, training.averager)
+    kept = snapshots.list_snapshots(training.directory.snapshots, training.averager)
     if not kept:
         raise UserError(
             f"{training.directory.path}: kept no snapshots; train with snapshots.every={training.config.steps // 10}"
         )
     paths = [path for _, path in kept]
-    weights, fit = rebuild([s for s, _ in kept], snapshots.states(paths), wanted, training.config.steps)
-    with training.holding(weights):
+    weights, fit = rebuild([s for s, _ in kept], snapshots.load_states(paths), wanted, training.config.steps)
+    with training.evaluator.loaded(weights):
         metrics = dict(training.task.evaluate())
     about = {key: value for key, value in wanted.to_dict().items() if key in ASKED}
     name = " ".join(f"{key} {value:.6g}" for key, value in about.items())

@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
 
     from emabench.launch.plan import found
     from emabench.report import terminal
-    from emabench.training.run import run
+    from emabench.training.start import run
 
     before = None if config.rerun else found(config)
     result = run(config)

@@ -1,7 +1,7 @@
 """Image folders (ImageNet's form: SPLIT/CLASS/*.JPEG), decoded in worker processes.
 
-What a step sees depends on (seed, step) alone, whatever the number of workers and wherever training is taken up:
-the worker draws each image's augmentation from a seed that comes with its index.
+What a step sees is a function of (seed, step), whatever the number of workers and wherever training is resumed: the
+worker draws each image's augmentation from a seed that comes with its index.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Folder(Dataset[tuple[Tensor, int] | str]):
         return len(self.files.samples)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | str:
-        """An image and its class, or what is wrong with the file: a worker's exception would lose its wording."""
+        """An image and its class, or what is wrong with the file: a worker's exception would lose its message."""
         index, seed = item
         path, label = self.files.samples[index]
         try:
@@ -127,34 +127,34 @@ class Folder(Dataset[tuple[Tensor, int] | str]):
 
 
 class TrainingStream:
-    """Batches of a folder by step. Asked for the next step it goes on; asked for another it starts there.
+    """Batches of a folder by step. The next step continues the stream; any other step restarts it there.
 
-    Of each batch the images of one process among `world` are decoded, `size` / `world` of them.
+    Of each batch the images of one process among `world_size` are decoded, `size` / `world_size` of them.
     """
 
     def __init__(
-        self, folder: Folder, size: int, seed: int, workers: int, rank: int = 0, world: int = 1
+        self, folder: Folder, size: int, seed: int, workers: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.folder, self.seed, self.workers = folder, seed, workers
         self.batches = Batches(len(folder), size, seed)
-        self.part = slice(rank * size // world, (rank + 1) * size // world)
+        self.part = slice(rank * size // world_size, (rank + 1) * size // world_size)
         self._iterator: Iterator[Any] = iter(())
         self._next = -1
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """This process's images (size / world, 3, H, W) normalised, labels, on the CPU (pinned where there is a GPU)."""
+        """This process's images (size / world_size, 3, H, W) normalised, labels, on the CPU (pinned where there is a GPU)."""
         if step != self._next:
             self._iterator = iter(
                 _loader(self.folder, _plan(self.batches, self.seed, step, self.part), self.workers)
             )
         self._next = step + 1
-        return _whole(next(self._iterator))
+        return _checked(next(self._iterator))
 
 
 def _plan(batches: Batches, seed: int, step: int, part: slice) -> Iterator[list[tuple[int, int]]]:
     """(image, seed of its view) of each batch from `step` on.
 
-    Not a method: the stream and its iterator would hold each other, and workers live on until garbage is collected.
+    Not a method: the stream and its iterator would reference each other, and workers would live until garbage collection.
     """
     while True:
         chosen = batches.indices(step).tolist()
@@ -164,9 +164,9 @@ def _plan(batches: Batches, seed: int, step: int, part: slice) -> Iterator[list[
 
 def in_order(folder: Folder, size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image once, `size` at a time."""
-    whole = [(i, 0) for i in range(len(folder))]
-    parts = [whole[at : at + size] for at in range(0, len(whole), size)]
-    yield from map(_whole, _loader(folder, iter(parts), workers))
+    items = [(i, 0) for i in range(len(folder))]
+    parts = [items[at : at + size] for at in range(0, len(items), size)]
+    yield from map(_checked, _loader(folder, iter(parts), workers))
 
 
 def _loader(folder: Folder, batches: Iterator[list[tuple[int, int]]], workers: int) -> Any:
@@ -178,15 +178,15 @@ def _loader(folder: Folder, batches: Iterator[list[tuple[int, int]]], workers: i
         batch_sampler=_Plan(batches),
         num_workers=workers,
         collate_fn=_collated,
-        # Without one it draws from torch's own generator: a resumed step would then see other dropout.
+        # Otherwise it draws from torch's default generator, and a resumed step would see different dropout.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_stopped_by_the_run_alone,
+        worker_init_fn=_ignore_signals,
     )
 
 
-def _stopped_by_the_run_alone(worker: int) -> None:
-    """What asks a job to stop reaches all its processes: those that read data have to last until the step is done."""
+def _ignore_signals(worker: int) -> None:
+    """A signal reaches all processes of a job; those that read data must outlive the step in progress."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -206,7 +206,7 @@ def _collated(items: list[tuple[Tensor, int] | str]) -> Any:
     return next((item for item in items if isinstance(item, str)), None) or default_collate(items)
 
 
-def _whole(batch: Any) -> tuple[Tensor, Tensor]:
+def _checked(batch: Any) -> tuple[Tensor, Tensor]:
     if isinstance(batch, str):
         raise UserError(f"task.data: {batch}")
     images, labels = batch

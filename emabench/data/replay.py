@@ -1,4 +1,4 @@
-"""Transitions of an environment, kept for training: a ring of rows in one tensor (Lin 1992)."""
+"""The replay buffer: a ring buffer of transitions in one tensor (Lin 1992)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Transitions:
-    """What was seen, done, gained and seen next; `goes_on` is 0 where the state after is terminal, else 1.
+    """A batch of transitions; `not_done` is 0 where the next state is terminal (not where it is truncated), else 1.
 
-    observation, next_observation: (N, observations); action: (N, actions); reward, goes_on: (N,). All float32.
+    observation, next_observation: (N, observation_dim); action: (N, action_dim); reward, not_done: (N,). All float32.
     """
 
     observation: Tensor
     action: Tensor
     reward: Tensor
-    goes_on: Tensor
+    not_done: Tensor
     next_observation: Tensor
 
 
 class Replay:
-    """The latest `capacity` transitions on `device`, taken from uniformly.
+    """The latest `capacity` transitions on `device`, sampled uniformly with replacement.
 
-    One row a transition, so that a batch is gathered at once: observation, action, reward, goes_on, next observation.
+    One row per transition, so that a batch is one gather: observation, action, reward, not_done, next observation.
     """
 
-    def __init__(self, capacity: int, observations: int, actions: int, device: torch.device) -> None:
-        self.parts = [observations, actions, 1, 1, observations]
+    def __init__(self, capacity: int, observation_dim: int, action_dim: int, device: torch.device) -> None:
+        self.parts = [observation_dim, action_dim, 1, 1, observation_dim]
         self.rows = torch.zeros(capacity, sum(self.parts), device=device)
-        self.added = 0  # ever; the next one goes to row added % capacity
+        self.added = 0  # in total; the next one is written to row added % capacity
 
     def __len__(self) -> int:
         return min(self.added, len(self.rows))
@@ -47,23 +47,23 @@ class Replay:
         terminated: bool,
         next_observation: np.ndarray,
     ) -> None:
-        """One more transition, over the oldest where there is no room."""
-        end = np.array([reward, not terminated], np.float32)
-        row = np.concatenate([observation, action, end, next_observation], dtype=np.float32)
+        """Add a transition; the oldest is overwritten when the buffer is full."""
+        reward_not_done = np.array([reward, not terminated], np.float32)
+        row = np.concatenate([observation, action, reward_not_done, next_observation], dtype=np.float32)
         self.rows[self.added % len(self.rows)].copy_(torch.from_numpy(row))
         self.added += 1
 
     def sample(self, n: int, draw: torch.Generator) -> Transitions:
-        """n transitions, each drawn uniformly of all there are; `draw` lies on the CPU."""
+        """n transitions drawn uniformly with replacement; `draw` is a CPU generator."""
         chosen = torch.randint(len(self), (n,), generator=draw).to(self.rows.device)
         parts = self.rows.index_select(0, chosen).split(self.parts, 1)
-        observation, action, reward, goes_on, next_observation = parts
-        return Transitions(observation, action, reward.squeeze(1), goes_on.squeeze(1), next_observation)
+        observation, action, reward, not_done, next_observation = parts
+        return Transitions(observation, action, reward.squeeze(1), not_done.squeeze(1), next_observation)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows that are filled, and what comes after each only where that is not what the next row begins with.
+        """The filled rows; the next observation only where it differs from the observation of the next row.
 
-        Within an episode it is: about half of the bytes are saved.
+        Within an episode the two are the same, which saves about half of the bytes.
         """
         rows = self.rows[: len(self)]
         before, after = rows[:, : -self.parts[-1]], rows[:, -self.parts[-1] :]

@@ -21,7 +21,7 @@ from emabench.data.text import SPLITS, Corpus
 from emabench.errors import UserError
 
 FORMAT = 2  # of what is in the cache; count up when any of it changes
-RESIDENT = 2**30  # bytes: token streams up to this size are copied to the device
+RESIDENT = 2**30  # bytes: token streams up to this size are copy_to_cpu to the device
 UNKNOWN = "<unk>"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 … 4 of a trained subword vocabulary
 

@@ -71,7 +71,7 @@ def run_missing(configs: Sequence[Config], jobs: int = 1, names: Mapping[Path, s
 
 
 def _in_turn(todo: list[Config], console: Console, stop: StopRequest) -> None:
-    from emabench.training.run import run
+    from emabench.training.start import run
 
     began = time.monotonic()
     for number, config in enumerate(todo, 1):

@@ -33,7 +33,7 @@ from emabench.launch.plan import check
 from emabench.paths import conf_dir
 from emabench.runs.directory import RunDirectory
 from emabench.runs.files import read_yaml, write_text
-from emabench.training.interruption import was_asked
+from emabench.training.interruption import was_interrupted
 
 # An account of digits alone is a word all the same.
 Word = Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
@@ -226,7 +226,7 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
         # Noted before they are in the queue: whatever breaks this off, no run is submitted twice.
         for config, job in zip(todo, sent, strict=True):
             write_text(_record(config), json.dumps(job._asdict()) + "\n")
-        if was_asked():
+        if was_interrupted():
             raise KeyboardInterrupt
         stack.enter_context(outside_jobs())
         stack.enter_context(redirect_stderr(io.StringIO()))  # an error is printed there and raised as well

@@ -12,13 +12,13 @@ from pathlib import Path
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
 from emabench.runs.directory import RunDirectory
 from emabench.runs.named import read_config
-from emabench.training.interruption import stop_without
+from emabench.training.interruption import stop_if_parent_dies
 
 
 def main(directory: Path) -> int:
     """Run the configuration in `directory`; returns the exit status."""
     try:
-        from emabench.training.run import run
+        from emabench.training.start import run
 
         run(read_config(RunDirectory(directory)))
     except UserError as error:
@@ -33,5 +33,5 @@ def main(directory: Path) -> int:
 
 
 if __name__ == "__main__":
-    stop_without(int(sys.argv[2]))
+    stop_if_parent_dies(int(sys.argv[2]))
     raise SystemExit(main(Path(sys.argv[1])))

@@ -1,6 +1,6 @@
 """`history.jsonl`: what happened along a run, one JSON object a line.
 
-Training lines carry `step` (optimiser steps done), `wall` (seconds of training so far), the mean losses since
+Trainer lines carry `step` (optimiser steps done), `wall` (seconds of training so far), the mean losses since
 the line before, `lr`. Measurements carry `step` and `eval`: {average: {metric: number or null}}.
 """
 

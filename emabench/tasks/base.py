@@ -21,9 +21,9 @@ from emabench import seeding
 from emabench.errors import UserError
 
 
-def mistake(key: str, value: object, mend: str) -> UserError:
-    """The user's mistake in an option of the task: what to raise where only the task can see it."""
-    return UserError(f"task.{key}={value}: {mend}")
+def option_error(key: str, value: object, fix: str) -> UserError:
+    """The error to raise for a value of `task.KEY` that only the task can judge; `fix` says what is right."""
+    return UserError(f"task.{key}={value}: {fix}")
 
 
 class Direction(StrEnum):
@@ -50,7 +50,7 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a task needs to know of the run it is part of."""
+    """What a task is given of the run that it is part of."""
 
     seed: int
     steps: int  # length of the whole training, in optimiser steps
@@ -63,21 +63,21 @@ class Context:
     optimizer: Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
     decay: float | None  # decay of the target network of an active task; None for passive ones
     progress: Callable[[str], None]  # one line to the user about something slow
-    rank: int  # of this process among the `world` that share each batch
-    world: int
+    rank: int  # of this process among the `world_size` that shard each batch
+    world_size: int
     # (module, synchronise_batchnorm=True) → what to call in training, so that gradients are the mean over processes.
     # The module itself is what is averaged, saved and measured. To be called before the optimiser is made.
     parallel: Callable[..., nn.Module]
-    joined: Callable[..., Tensor]  # (share, dim=0) → the shares of all processes, one after the other
-    mean: Callable[[Tensor], Tensor]  # over processes, detached
+    all_gather: Callable[..., Tensor]  # (shard, dim=0) → the shards of all processes, concatenated; detached
+    all_reduce_mean: Callable[[Tensor], Tensor]  # over processes, detached
 
     def generator(self, purpose: str, step: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
         """A generator for one purpose at one step of this run."""
         return seeding.generator(self.seed, purpose, step, device)
 
-    def share(self, batch: Tensor, dim: int = 0) -> Tensor:
-        """This process's part of a whole batch: draw for all, then take the share, and it is the same training."""
-        size = batch.shape[dim] // self.world
+    def shard(self, batch: Tensor, dim: int = 0) -> Tensor:
+        """This process's part of a whole batch. Draw for all, then shard: the training is the same for any world size."""
+        size = batch.shape[dim] // self.world_size
         return batch.narrow(dim, self.rank * size, size)
 
 
@@ -92,8 +92,8 @@ class Task(ABC):
         Mapping[str, Direction]
     ]  # every metric that `evaluate` returns; the first is the main one
 
-    # In which ways several processes can train it: "ddp" where `train_step` takes its share of the batch (see
-    # `Context.share`, `Context.parallel`), "fsdp" where it also looks at no weights by itself.
+    # In which ways several processes can train it: "ddp" where `train_step` takes its shard of the batch (see
+    # `Context.shard`, `Context.parallel`), "fsdp" where it also looks at no weights by itself.
     parallel: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod  # noqa: B027 - most tasks refuse nothing more

@@ -1,6 +1,6 @@
 """Image classification: the article's §8.1 (ImageNet, ResNet-50) and its smaller relatives.
 
-With the learning rate annealed to zero averaging gains about nothing, at a constant one it gains a lot: run both
+Averaging gains next to nothing with the learning rate annealed to zero, and a lot at a constant rate: run both
 (`schedule.name=cosine`, `schedule.name=constant`).
 """
 
@@ -33,9 +33,9 @@ class Options(Section):
     image_size: Annotated[int, Field(ge=8)]
     model: Literal["cnn", "resnet18", "resnet50"]
     width: Count  # channels of the first convolution of `cnn`
-    pad: Annotated[int, Field(ge=0)]  # training images are moved by up to so many pixels (not imagenet)
-    flip: bool  # and mirrored (imagenet always is)
-    label_noise: Fraction  # share of training labels replaced by a random class
+    pad: Annotated[int, Field(ge=0)]  # random crops of images padded by so many pixels (not imagenet)
+    flip: bool  # random horizontal flips (imagenet always has them)
+    label_noise: Fraction  # fraction of training labels replaced by a random class
     calibration_batches: Count  # from which batch-norm statistics of averaged weights are recomputed
 
 
@@ -54,8 +54,8 @@ def network(options: Options, channels: int, classes: int) -> nn.Module:
         return net
     widths = [options.width, 2 * options.width, 4 * options.width]
     layers: list[nn.Module] = []
-    for number, width in enumerate(widths):
-        stride = 1 if number == 0 else 2
+    for block, width in enumerate(widths):
+        stride = 1 if block == 0 else 2
         layers += [
             nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(width),
@@ -72,7 +72,7 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
 
 
 class Task(base.Task):
-    """A classifier, measured by top-1 and top-5 accuracy in per cent and by the negative log-likelihood in nats."""
+    """A classifier, measured by top-1 and top-5 accuracy in percent and by the negative log-likelihood in nats."""
 
     metrics: ClassVar[Mapping[str, Direction]] = {
         "top1": Direction.HIGHER,
@@ -101,7 +101,7 @@ class Task(base.Task):
         return self.model
 
     def train_step(self, step: int) -> Mapping[str, Tensor | float]:
-        x, y = self.data.share(step)
+        x, y = self.data.batch(step)
         with self.context.autocast():
             logits = self.trained(x)
         loss = F.cross_entropy(logits.float(), y)
@@ -109,11 +109,11 @@ class Task(base.Task):
         return {"loss": loss} | ({} if norm is None else {"grad_norm": norm})
 
     def evaluate(self) -> Mapping[str, float]:
-        found = []
+        outputs = []
         for x, y in self.data.test():
             with self.context.autocast():
-                found.append((self.model(x).float(), y))
-        logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
+                outputs.append((self.model(x).float(), y))
+        logits, labels = (torch.cat(part) for part in zip(*outputs, strict=True))
         top = {f"top{k}": top_k(logits, labels, k) for k in (1, 5)[: len(self.metrics) - 1]}
         return {**top, "nll": float(F.cross_entropy(logits, labels))}
 
@@ -139,30 +139,30 @@ class _InMemory:
         pixels = train.images.float()
         self.mean, self.std = (f(pixels, dim=(0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
         device = context.device
-        self.train_x, self.test_x = self._normalised(train.images), self._normalised(test.images)
+        self.train_x, self.test_x = self._normalize(train.images), self._normalize(test.images)
         self.train_y = _with_noise(train.labels, train.classes, options.label_noise, context).to(device)
         self.test_y = test.labels.to(device)
         self.batches = Batches(len(train), context.batch_size, context.seed)
 
-    def _normalised(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor) -> Tensor:
         return ((x.float() - self.mean) / self.std).to(self.context.device)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        chosen = self.batches.indices(step).to(self.context.device)
-        x = self.train_x[chosen]
+    def full_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        indices = self.batches.indices(step).to(self.context.device)
+        x = self.train_x[indices]
         if self.options.pad or self.options.flip:
-            draw = self.context.generator("augment", step, self.context.device)
-            x = crop_and_flip(x, self.options.pad, self.options.flip, draw)
-        return x, self.train_y[chosen]
+            rng = self.context.generator("augment", step, self.context.device)
+            x = crop_and_flip(x, self.options.pad, self.options.flip, rng)
+        return x, self.train_y[indices]
 
-    def share(self, step: int) -> tuple[Tensor, Tensor]:
-        """This process's part of the batch."""
-        x, y = self.batch(step)
-        return self.context.share(x), self.context.share(y)
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """This process's shard of the batch of a step."""
+        x, y = self.full_batch(step)
+        return self.context.shard(x), self.context.shard(y)
 
     def first(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of the training, the batches of the first so many steps."""
-        return (self.batch(step) for step in range(batches))
+        """The batches of the first training steps."""
+        return (self.full_batch(step) for step in range(batches))
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.test_x.split(EVALUATION_BATCH), self.test_y.split(EVALUATION_BATCH), strict=True)
@@ -176,40 +176,44 @@ class _Folders:
     def __init__(self, options: Options, context: base.Context) -> None:
         self.context = context
         if options.label_noise:
-            raise base.mistake("label_noise", options.label_noise, "is for data sets in memory; set it to 0")
-        place: Path = catalog.located(options.data, context.data_dir)
-        self.train = folders.Folder(place / "train", folders.training_view(options.image_size))
-        self.held_out = folders.Folder(place / "val", folders.evaluation_view(options.image_size))
+            raise base.option_error(
+                "label_noise", options.label_noise, "is for data sets in memory; set it to 0"
+            )
+        root: Path = catalog.located(options.data, context.data_dir)
+        self.train = folders.Folder(root / "train", folders.training_view(options.image_size))
+        self.held_out = folders.Folder(root / "val", folders.evaluation_view(options.image_size))
         self.classes, self.test_size = len(self.train.files.classes), len(self.held_out)
         if self.held_out.files.classes != self.train.files.classes:
-            raise base.mistake("data", options.data, f"{place}/train and val do not have the same classes")
-        self.stream = self._stream(context.rank, context.world)
+            raise base.option_error(
+                "data", options.data, f"{root}/train and val do not have the same classes"
+            )
+        self.stream = self._stream(context.rank, context.world_size)
 
-    def _stream(self, rank: int, world: int) -> folders.TrainingStream:
+    def _stream(self, rank: int, world_size: int) -> folders.TrainingStream:
         c = self.context
-        return folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers, rank, world)
+        return folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers, rank, world_size)
 
-    def share(self, step: int) -> tuple[Tensor, Tensor]:
-        return self._here(self.stream.batch(step))
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return self._to_device(self.stream.batch(step))
 
     def first(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
-        stream = self._stream(0, 1)  # of its own, so that the one that training reads goes on where it is
-        return (self._here(stream.batch(step)) for step in range(batches))
+        stream = self._stream(0, 1)  # separate from the one that training reads
+        return (self._to_device(stream.batch(step)) for step in range(batches))
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         workers = self.context.workers
-        return map(self._here, folders.in_order(self.held_out, self.context.batch_size, workers))
+        return map(self._to_device, folders.in_order(self.held_out, self.context.batch_size, workers))
 
-    def _here(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x, y = batch
         device = self.context.device
         return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 
-def _with_noise(labels: Tensor, classes: int, share: float, context: base.Context) -> Tensor:
-    """A share of the labels replaced by classes drawn at random (Zhang et al. 2017)."""
-    if not share:
+def _with_noise(labels: Tensor, classes: int, fraction: float, context: base.Context) -> Tensor:
+    """A fraction of the labels replaced by classes drawn at random (Zhang et al. 2017)."""
+    if not fraction:
         return labels
-    draw = context.generator("label noise")
-    replaced = torch.rand(len(labels), generator=draw) < share
-    return torch.where(replaced, torch.randint(classes, (len(labels),), generator=draw), labels)
+    rng = context.generator("label noise")
+    replaced = torch.rand(len(labels), generator=rng) < fraction
+    return torch.where(replaced, torch.randint(classes, (len(labels),), generator=rng), labels)

@@ -32,18 +32,18 @@ class Options(Section):
     name: Literal["ddpm"]
     data: Literal["digits", "fashion_mnist", "cifar10"]
     image_size: Annotated[int, Field(ge=8, multiple_of=4)]  # images are resized to it
-    channels: Annotated[list[Count], Field(min_length=1)]  # of each resolution, the finest first
-    layers: Count  # residual blocks a resolution
-    attention: list[bool]  # at which resolutions, as many as channels
+    channels: Annotated[list[Count], Field(min_length=1)]  # per resolution, the finest first
+    layers: Count  # residual blocks per resolution
+    attention: list[bool]  # per resolution
     groups: Count  # of group normalisation; divides every channel count
     dropout: Fraction
-    flip: bool  # mirror training images at random
+    flip: bool  # random horizontal flips
     timesteps: Count  # of the diffusion
     beta_start: Positive  # of its linear noise schedule
     beta_end: Positive
     sampler: Literal["ddpm", "ddim"]
     sampling_steps: Count
-    samples: Annotated[int, Field(ge=20)]  # drawn from every set of weights
+    samples: Annotated[int, Field(ge=20)]  # per set of weights
     inception_weights: str | None  # a file; None: torch-fidelity downloads it (colour images alone)
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class Task(base.Task):
         self.model = unet(options, real.images.shape[1]).to(self.device)
         self.trained = context.parallel(self.model)
         self.noise = DDPMScheduler(
-            num_train_timesteps=options.timesteps,  # by name: what is given by position, from_config forgets
+            num_train_timesteps=options.timesteps,  # by name: from_config forgets what is given by position
             beta_start=options.beta_start,
             beta_end=options.beta_end,
             variance_type="fixed_large",
@@ -106,29 +106,29 @@ class Task(base.Task):
         self.optimizer = context.optimizer(self.model.parameters())
         self.batches = Batches(len(real), context.batch_size, context.seed)
         self.quality = ImageQuality(real, self.device, context.cache_dir, options.inception_weights)
-        self.sampled = torch.empty(0)
+        self.samples = torch.empty(0)
 
     @property
     def measured_with(self) -> Mapping[str, str]:
         o = self.options
-        drawn = f"{o.samples} samples, {o.sampler.upper()} of {o.sampling_steps} steps"
+        protocol = f"{o.samples} samples, {o.sampler.upper()} of {o.sampling_steps} steps"
         return {
-            "fid": f"{self.quality.features}; {drawn}, against {len(self.images)} training images of {o.data}",
-            "is": f"{self.quality.features}; {drawn}",
+            "fid": f"{self.quality.features}; {protocol}, against {len(self.images)} training images of {o.data}",
+            "is": f"{self.quality.features}; {protocol}",
         }
 
     def averaged(self) -> nn.Module:
         return self.model
 
     def train_step(self, step: int) -> Mapping[str, Tensor | float]:
-        draw = self.context.generator("noise", step, self.device)
+        rng = self.context.generator("noise", step, self.device)
         x = self.images[self.batches.indices(step).to(self.device)]
         if self.options.flip:
-            mirrored = torch.rand(len(x), 1, 1, 1, generator=draw, device=self.device) < 0.5
-            x = torch.where(mirrored, x.flip(3), x)
-        noise = torch.randn(x.shape, generator=draw, device=self.device)
-        t = torch.randint(self.options.timesteps, (len(x),), generator=draw, device=self.device)
-        x, noise, t = (self.context.share(whole) for whole in (x, noise, t))
+            flipped = torch.rand(len(x), 1, 1, 1, generator=rng, device=self.device) < 0.5
+            x = torch.where(flipped, x.flip(3), x)
+        noise = torch.randn(x.shape, generator=rng, device=self.device)
+        t = torch.randint(self.options.timesteps, (len(x),), generator=rng, device=self.device)
+        x, noise, t = (self.context.shard(each) for each in (x, noise, t))
         with self.context.autocast():
             predicted = self.trained(self.noise.add_noise(x, noise, t), t).sample
         loss = F.mse_loss(predicted.float(), noise)
@@ -136,25 +136,25 @@ class Task(base.Task):
         return {"loss": loss} | ({} if norm is None else {"grad_norm": norm})
 
     def evaluate(self) -> Mapping[str, float]:
-        self.sampled = torch.cat(
+        self.samples = torch.cat(
             [
                 self._sample(start, min(SAMPLE_BATCH, self.options.samples - start))
                 for start in range(0, self.options.samples, SAMPLE_BATCH)
             ]
         )
-        return self.quality.measure(self.sampled)
+        return self.quality.measure(self.samples)
 
     def _sample(self, start: int, count: int) -> Tensor:
-        """Images number `start` and on, uint8; from the same noise whatever the weights."""
-        draw = self.context.generator("sample", start, self.device)
-        kind = DDIMScheduler if self.options.sampler == "ddim" else DDPMScheduler
-        scheduler = kind.from_config(self.noise.config)
+        """Samples `start` to `start + count`, uint8; the noise does not depend on the weights."""
+        rng = self.context.generator("sample", start, self.device)
+        scheduler_class = DDIMScheduler if self.options.sampler == "ddim" else DDPMScheduler
+        scheduler = scheduler_class.from_config(self.noise.config)
         scheduler.set_timesteps(self.options.sampling_steps)
-        x = torch.randn((count, *self.images.shape[1:]), generator=draw, device=self.device)
+        x = torch.randn((count, *self.images.shape[1:]), generator=rng, device=self.device)
         for t in scheduler.timesteps:
             with self.context.autocast():
                 noise = self.model(x, t.to(self.device)).sample
-            x = scheduler.step(noise.float(), t, x, generator=draw).prev_sample
+            x = scheduler.step(noise.float(), t, x, generator=rng).prev_sample
         return ((x + 1) * 127.5).round().clamp(0, 255).byte().cpu()
 
     def references(self) -> Mapping[str, float]:
@@ -165,7 +165,7 @@ class Task(base.Task):
         }
 
     def save_artifacts(self, directory: Path) -> None:
-        grid = self.sampled[:64].float() / 255
+        grid = self.samples[:64].float() / 255
         scale = max(1, 24 // grid.shape[-1])
         save_image(
             F.interpolate(grid, scale_factor=scale, mode="nearest"), directory / "samples.png", padding=1

@@ -95,7 +95,7 @@ class LanguageModel(nn.Module):
             self.head.weight = self.embedding.weight
         self.widths = widths[1:]
 
-    def start(self, streams: int) -> State:
+    def initial_state(self, streams: int) -> State:
         """The hidden state before any text."""
         zeros = [torch.zeros(1, streams, width, device=self.head.bias.device) for width in self.widths]
         return [(z, z) for z in zeros]
@@ -104,29 +104,29 @@ class LanguageModel(nn.Module):
         """ids [streams, tokens] → logits [streams, tokens, vocabulary], the last layer's output with and without
         dropout [streams, tokens, width], and the hidden state after the last token (float32, detached)."""
         options = self.options
-        words = _dropped(
+        words = _dropout(
             self.embedding.weight, options.drop_words, (len(self.embedding.weight), 1), self.training
         )
-        x = _locked(F.embedding(ids, words), options.drop_input, self.training)
-        raw, after = x, []
+        x = _locked_dropout(F.embedding(ids, words), options.drop_input, self.training)
+        raw, next_state = x, []
         for index, layer in enumerate(self.layers):
-            raw, left = layer(x, state[index])
-            after.append(left)
+            raw, layer_state = layer(x, state[index])
+            next_state.append(layer_state)
             last = index == options.layers - 1
-            x = _locked(raw, options.drop_output if last else options.drop_hidden, self.training)
-        return self.head(x), x, raw, after
+            x = _locked_dropout(raw, options.drop_output if last else options.drop_hidden, self.training)
+        return self.head(x), x, raw, next_state
 
 
-def _dropped(x: Tensor, share: float, shape: tuple[int, ...], training: bool) -> Tensor:
+def _dropout(x: Tensor, p: float, shape: tuple[int, ...], training: bool) -> Tensor:
     """Dropout with one mask of `shape` for all that it is broadcast over."""
-    if not (training and share):
+    if not (training and p):
         return x
-    return x * F.dropout(torch.ones(shape, device=x.device, dtype=x.dtype), share)
+    return x * F.dropout(torch.ones(shape, device=x.device, dtype=x.dtype), p)
 
 
-def _locked(x: Tensor, share: float, training: bool) -> Tensor:
+def _locked_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Dropout of x [streams, tokens, width] with the same mask at every token."""
-    return _dropped(x, share, (x.shape[0], 1, x.shape[2]), training)
+    return _dropout(x, p, (x.shape[0], 1, x.shape[2]), training)
 
 
 class Chunks:
@@ -198,36 +198,38 @@ class Task(base.Task):
             "perplexity": Stream(self.text.valid, context.device),
             "test_perplexity": Stream(self.text.test, context.device),
         }
-        self.columns = (self.train.length - 1) // context.batch_size  # tokens of a stream that are predicted
-        self.rows = (
-            context.share(torch.arange(context.batch_size)) * self.columns
+        self.stream_length = (
+            self.train.length - 1
+        ) // context.batch_size  # tokens of a stream that are predicted
+        self.stream_starts = (
+            context.shard(torch.arange(context.batch_size)) * self.stream_length
         )  # of this process's streams
-        self.chunks = Chunks(self.columns, options, context)
+        self.chunks = Chunks(self.stream_length, options, context)
         self.model = LanguageModel(options, self.text.size).to(context.device)
         self.trained = context.parallel(self.model)
         self.optimizer = context.optimizer(self.model.parameters())
-        self.hidden = self.model.start(len(self.rows))
+        self.hidden = self.model.initial_state(len(self.stream_starts))
         # NT-ASGD: `mean` is the weights themselves until `since`, from then on the mean of those after each step.
-        self.mean = copy.deepcopy(self.model) if options.nt_asgd else self.model
+        self.mean_model = copy.deepcopy(self.model) if options.nt_asgd else self.model
         self.validations: list[float] = []
-        self.since: int | None = None
+        self.nt_asgd_start: int | None = None
 
     @property
     def measured_with(self) -> Mapping[str, str]:
         return dict.fromkeys(self.metrics, f"{self.text.label}, {self.options.evaluation_streams} streams")
 
     def averaged(self) -> nn.Module:
-        return self.mean
+        return self.mean_model
 
     def compiled(self) -> Sequence[nn.Module]:
-        return [self.model, *([self.mean] if self.options.nt_asgd else [])]
+        return [self.model, *([self.mean_model] if self.options.nt_asgd else [])]
 
     def train_step(self, step: int) -> Mapping[str, Tensor | float]:
         options = self.options
         start, length = self.chunks.at(step)
         if start == 0:
-            self.hidden = self.model.start(len(self.rows))
-        ids = self.train.windows(self.rows + start, length + 1)
+            self.hidden = self.model.initial_state(len(self.stream_starts))
+        ids = self.train.windows(self.stream_starts + start, length + 1)
         self.model.train()
         with self.context.autocast():
             logits, dropped, raw, self.hidden = self.trained(ids[:, :-1], self.hidden)
@@ -238,59 +240,63 @@ class Task(base.Task):
         # norm is, a short chunk's step is as long as another's here.
         norm = self.optimizer.step((loss + penalty) * (length / options.bptt), step)
         if options.nt_asgd:
-            self._follow(step + 1)
+            self._update_nt_asgd(step + 1)
         return {"loss": loss.detach()} | ({} if norm is None else {"grad_norm": norm})
 
     @torch.no_grad()
-    def _follow(self, done: int) -> None:
+    def _update_nt_asgd(self, done: int) -> None:
         """NT-ASGD (Merity et al., algorithm 1): decide after `done` steps whether the mean begins, and update it."""
-        count = 1 if self.since is None else done - self.since
-        for mean, weight in zip(self.mean.parameters(), self.model.parameters(), strict=True):
+        count = 1 if self.nt_asgd_start is None else done - self.nt_asgd_start
+        for mean, weight in zip(self.mean_model.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(weight, 1.0 / count)
-        if self.since is not None or done % self.options.validate_every:
+        if self.nt_asgd_start is not None or done % self.options.validate_every:
             return
         self.model.eval()
         loss = self._loss(self.model, self.held_out["perplexity"])
         self.model.train()
         before = self.validations[: -self.options.nonmono]
         if before and loss > min(before):
-            self.since = done
+            self.nt_asgd_start = done
             self.context.progress(f"nt_asgd: the mean of the weights begins after step {done}")
         self.validations.append(loss)
 
     def _loss(self, model: nn.Module, text: Stream) -> float:
         """Mean negative log-likelihood of a text, nats per token; each stream is read from end to end."""
         streams, chunk = self.options.evaluation_streams, self.options.bptt
-        columns = (text.length - 1) // streams
-        rows = torch.arange(streams) * columns
-        hidden = self.model.start(streams)
+        length = (text.length - 1) // streams
+        starts = torch.arange(streams) * length
+        hidden = self.model.initial_state(streams)
         total = torch.zeros((), dtype=torch.float64, device=self.context.device)
-        for start in range(0, columns, chunk):
-            ids = text.windows(rows + start, min(chunk, columns - start) + 1)
+        for start in range(0, length, chunk):
+            ids = text.windows(starts + start, min(chunk, length - start) + 1)
             with self.context.autocast():
                 logits, _, _, hidden = model(ids[:, :-1], hidden)
             total += F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
-        return float(total.detach()) / (streams * columns)
+        return float(total.detach()) / (streams * length)
 
     def evaluate(self) -> Mapping[str, float]:
-        return {name: _exp(self._loss(self.mean, text)) for name, text in self.held_out.items()}
+        return {name: _exp(self._loss(self.mean_model, text)) for name, text in self.held_out.items()}
 
     def references(self) -> Mapping[str, float]:
         """What a model scores that knows how frequent each token is and nothing else; when NT-ASGD began."""
         counts = torch.bincount(torch.from_numpy(self.text.train.astype("int64")), minlength=self.text.size)
         log_share = ((counts + 1.0) / (counts + 1.0).sum()).double().log()
         held = torch.from_numpy(self.text.valid.astype("int64"))
-        found = {"unigram_perplexity": _exp(-float(log_share[held].mean()))}
-        return found | ({} if self.since is None else {"nt_asgd_since": float(self.since)})
+        result = {"unigram_perplexity": _exp(-float(log_share[held].mean()))}
+        return result | ({} if self.nt_asgd_start is None else {"nt_asgd_since": float(self.nt_asgd_start)})
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "hidden": [tuple(self.context.joined(s, 1) for s in layer) for layer in self.hidden],
+            "hidden": [tuple(self.context.all_gather(s, 1) for s in layer) for layer in self.hidden],
         }
         if self.options.nt_asgd:
-            state |= {"mean": self.mean.state_dict(), "validations": self.validations, "since": self.since}
+            state |= {
+                "mean": self.mean_model.state_dict(),
+                "validations": self.validations,
+                "since": self.nt_asgd_start,
+            }
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -298,12 +304,12 @@ class Task(base.Task):
         self.optimizer.load_state_dict(state["optimizer"])
         context = self.context
         self.hidden = [
-            (context.share(h, 1).to(context.device), context.share(c, 1).to(context.device))
+            (context.shard(h, 1).to(context.device), context.shard(c, 1).to(context.device))
             for h, c in state["hidden"]
         ]
         if self.options.nt_asgd:
-            self.mean.load_state_dict(state["mean"])
-            self.validations, self.since = list(state["validations"]), state["since"]
+            self.mean_model.load_state_dict(state["mean"])
+            self.validations, self.nt_asgd_start = list(state["validations"]), state["since"]
 
 
 def _exp(loss: float) -> float:

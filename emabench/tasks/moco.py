@@ -50,7 +50,7 @@ class Options(Section):
     jitter: Fraction  # changes brightness and contrast (imagenet: colours too) by up to so much,
     noise: NonNegative  # and has noise of this deviation on its standardised pixels (not imagenet)
     method: Literal["moco", "bank", "random"]  # keys of a target network, of a memory bank, no training
-    queue: Count  # negatives of each query
+    queue: Count  # negatives per query
     temperature: Positive
     bank_momentum: Momentum  # bank: what an entry keeps of itself when its image is seen
     shuffle: Count  # keys are encoded in so many groups in random order (batch norm would give them away)
@@ -87,13 +87,13 @@ class Encoder(nn.Module):
         return F.normalize(self.head(self.trunk(x)).float(), dim=1)
 
 
-def contrast(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """InfoNCE: −log of the share that a query's own key has among its key and all negatives, mean over queries.
 
     queries, keys: (N, d), a key for each query; negatives: (K, d). All of length 1.
     """
-    own = (queries * keys).sum(1, keepdim=True)
-    logits = torch.cat([own, queries @ negatives.T], 1) / temperature
+    positive = (queries * keys).sum(1, keepdim=True)
+    logits = torch.cat([positive, queries @ negatives.T], 1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
 
@@ -110,8 +110,8 @@ class Task(base.Task):
     def check(cls, options: Options, batch_size: int) -> None:
         if options.queue < batch_size or options.queue % batch_size:
             fits = f"{max(1, round(options.queue / batch_size)) * batch_size} say"
-            mend = f"must be a multiple of batch_size={batch_size}, by which the queue moves on; {fits}"
-            raise base.mistake("queue", options.queue, mend)
+            fix = f"must be a multiple of batch_size={batch_size}, by which the queue moves on; {fits}"
+            raise base.option_error("queue", options.queue, fix)
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
@@ -133,8 +133,8 @@ class Task(base.Task):
         o = self.options
         data = o.data if o.classes is None else f"{o.data} ({Path(o.classes).stem})"
         labels = "all" if self.data.labelled == len(self.data) else str(self.data.labelled)
-        learnt = f"{labels} labels, {self.data.test_size} test images of {data}"
-        return {"linear_probe": f"{o.probe}, {learnt}", "knn": f"{o.neighbours} neighbours, {learnt}"}
+        protocol = f"{labels} labels, {self.data.test_size} test images of {data}"
+        return {"linear_probe": f"{o.probe}, {protocol}", "knn": f"{o.neighbours} neighbours, {protocol}"}
 
     def averaged(self) -> nn.Module:
         return self.model
@@ -142,61 +142,61 @@ class Task(base.Task):
     # -- training -----------------------------------------------------------------------------------------------
 
     def train_step(self, step: int) -> Mapping[str, Tensor | float]:
-        share = self.context.share
-        indices, first, second = self.data.share(step)
+        shard = self.context.shard
+        indices, first, second = self.data.batch(step)
         with self.context.autocast():
             queries = self.trained(first)
         if self.options.method == "bank":
-            keys, negatives = self.memory[indices], self._drawn(step)
+            keys, negatives = self.memory[indices], self._bank_negatives(step)
         else:
-            keys, negatives = self._keys(self.context.joined(second), step), self.memory
-        loss = contrast(queries, share(keys), negatives, self.options.temperature)
+            keys, negatives = self._encode_keys(self.context.all_gather(second), step), self.memory
+        loss = info_nce(queries, shard(keys), negatives, self.options.temperature)
         if self.options.method != "random":
             self.optimizer.step(loss, step)
             self.target.update()
         if self.options.method == "bank":
-            moved = torch.lerp(queries.detach(), share(keys), self.options.bank_momentum)
-            self.memory[indices] = F.normalize(self.context.joined(moved), dim=1)
+            updated = torch.lerp(queries.detach(), shard(keys), self.options.bank_momentum)
+            self.memory[indices] = F.normalize(self.context.all_gather(updated), dim=1)
         else:  # over the oldest keys in the queue
             at = step * len(keys) % len(self.memory)
             self.memory[at : at + len(keys)] = keys
         return {"loss": loss.detach()}
 
     @torch.no_grad()
-    def _keys(self, x: Tensor, step: int) -> Tensor:
+    def _encode_keys(self, x: Tensor, step: int) -> Tensor:
         """Representations of x by the key encoder, each group of a shuffled batch with its own batch statistics.
 
         x is the whole batch, of which each process encodes its groups: all have the same queue in the end.
         """
         order = torch.randperm(len(x), generator=self.context.generator("moco shuffle", step)).to(x.device)
-        groups = x[self.context.share(order)].chunk(max(1, self.options.shuffle // self.context.world))
+        groups = x[self.context.shard(order)].chunk(max(1, self.options.shuffle // self.context.world_size))
         with self.context.autocast():
-            keys = self.context.joined(torch.cat([self.target(group) for group in groups]))
+            keys = self.context.all_gather(torch.cat([self.target(group) for group in groups]))
         return torch.empty_like(keys).index_copy_(0, order, keys)
 
-    def _drawn(self, step: int) -> Tensor:
+    def _bank_negatives(self, step: int) -> Tensor:
         """Negatives out of the bank, the same for the whole batch where Wu et al. draw some for each image."""
-        draw = self.context.generator("moco negatives", step)
-        drawn = torch.randint(len(self.memory), (self.options.queue,), generator=draw)
-        return self.memory[drawn.to(self.memory.device)]
+        rng = self.context.generator("moco negatives", step)
+        indices = torch.randint(len(self.memory), (self.options.queue,), generator=rng)
+        return self.memory[indices.to(self.memory.device)]
 
     # -- measuring ----------------------------------------------------------------------------------------------
 
     def evaluate(self) -> Mapping[str, float]:
         o, classes = self.options, self.data.classes
         train, y = self._features(self.data.probe_images())
-        test, wanted = self._features(self.data.test_images())
+        test, test_y = self._features(self.data.test_images())
         votes = probes.neighbours(train, test, y, classes, o.neighbours, o.neighbour_temperature)
         probe = probes.ridge if o.probe == "ridge" else probes.logistic
         scores = probe(*probes.standardised(train, test), y, classes, o.probe_penalty)
-        return {"linear_probe": probes.top1(scores, wanted), "knn": probes.top1(votes, wanted)}
+        return {"linear_probe": probes.top1(scores, test_y), "knn": probes.top1(votes, test_y)}
 
     def _features(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        found = []
+        outputs = []
         for x, y in batches:
             with self.context.autocast():
-                found.append((self.model.features(x).float(), y))
-        features, labels = (torch.cat(part) for part in zip(*found, strict=True))
+                outputs.append((self.model.features(x).float(), y))
+        features, labels = (torch.cat(part) for part in zip(*outputs, strict=True))
         return features, labels
 
     def calibration(self) -> Iterator[Tensor]:
@@ -223,14 +223,14 @@ class Task(base.Task):
         self.memory.copy_(state["memory"])
 
 
-def view(x: Tensor, options: Options, draw: torch.Generator) -> Tensor:
+def view(x: Tensor, options: Options, rng: torch.Generator) -> Tensor:
     """Every image cropped and scaled back to its size, mirrored, with other contrast and brightness, and noise.
 
-    x: (N, C, H, W), standardised; `draw` lies on x's device. A crop's sides are in the ratio of 3:4 to 4:3.
+    x: (N, C, H, W), standardised; `rng` is a generator on x's device. A crop's sides are in the ratio of 3:4 to 4:3.
     """
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(len(x), generator=draw, device=x.device)
+        return low + (high - low) * torch.rand(len(x), generator=rng, device=x.device)
 
     area = uniform(options.crop, 1.0)
     half = uniform(-0.5, 0.5) * (-area.log()).clamp(
@@ -248,7 +248,7 @@ def view(x: Tensor, options: Options, draw: torch.Generator) -> Tensor:
         contrast, brightness = (uniform(-options.jitter, options.jitter)[:, None, None, None] for _ in "cb")
         x = x * (1 + contrast) + brightness
     if options.noise:
-        x = x + options.noise * torch.randn(x.shape, generator=draw, device=x.device)
+        x = x + options.noise * torch.randn(x.shape, generator=rng, device=x.device)
     return x
 
 
@@ -258,13 +258,13 @@ class _InMemory:
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
         if options.classes is not None:
-            raise base.mistake("classes", options.classes, "is for task.data=imagenet; leave it null")
+            raise base.option_error("classes", options.classes, "is for task.data=imagenet; leave it null")
         train = images.resized(images.load(options.data, context.data_dir, train=True), options.image_size)
         test = images.resized(images.load(options.data, context.data_dir, train=False), options.image_size)
         self.channels, self.classes, self.test_size = train.images.shape[1], train.classes, len(test)
         pixels = train.images.float()
         self.mean, self.std = (f(pixels, dim=(0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
-        self.train_x, self.test_x = self._normalised(train.images), self._normalised(test.images)
+        self.train_x, self.test_x = self._normalize(train.images), self._normalize(test.images)
         self.train_y, self.test_y = train.labels.to(context.device), test.labels.to(context.device)
         self.labelled = min(options.probe_images or len(train), len(train))
         self.batches = Batches(len(train), context.batch_size, context.seed)
@@ -272,20 +272,20 @@ class _InMemory:
     def __len__(self) -> int:
         return len(self.train_x)
 
-    def _normalised(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor) -> Tensor:
         return ((x.float() - self.mean) / self.std).to(self.context.device)
 
     def views(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Which images make up the batch of a step, and two views of them."""
         indices = self.batches.indices(step).to(self.context.device)
-        draw = self.context.generator("moco views", step, self.context.device)
-        first, second = view(self.train_x[indices].repeat(2, 1, 1, 1), self.options, draw).chunk(2)
+        rng = self.context.generator("moco views", step, self.context.device)
+        first, second = view(self.train_x[indices].repeat(2, 1, 1, 1), self.options, rng).chunk(2)
         return indices, first, second
 
-    def share(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for this process's part of the batch; which images make it up, for the whole."""
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of the whole batch, and this process's shard of its two views."""
         indices, first, second = self.views(step)
-        return indices, self.context.share(first), self.context.share(second)
+        return indices, self.context.shard(first), self.context.shard(second)
 
     def calibration(self, batches: int) -> Iterator[Tensor]:
         return (self.views(step)[1] for step in range(batches))
@@ -326,59 +326,61 @@ class _Folders:
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
-        place = catalog.located(options.data, context.data_dir)
+        root = catalog.located(options.data, context.data_dir)
         plain = folders.evaluation_view(options.image_size)
-        self.train = folders.Folder(place / "train", _TwoViews(options))
-        self.held_out = folders.Folder(place / "val", plain)
+        self.train = folders.Folder(root / "train", _TwoViews(options))
+        self.held_out = folders.Folder(root / "val", plain)
         if options.classes is not None:
-            wanted = _listed(options.classes, context.data_dir)
-            _restrict(self.train, wanted, options.classes)
-            _restrict(self.held_out, wanted, options.classes)
+            names = _class_list(options.classes, context.data_dir)
+            _restrict(self.train, names, options.classes)
+            _restrict(self.held_out, names, options.classes)
         self.classes = len(self.train.files.classes)
         if self.held_out.files.classes != self.train.files.classes:
-            raise base.mistake("data", options.data, f"{place}/train and val do not have the same classes")
+            raise base.option_error(
+                "data", options.data, f"{root}/train and val do not have the same classes"
+            )
         self.labelled = min(options.probe_images or len(self.train), len(self.train))
         # The same files, seen plainly; some of them are taken evenly, as they lie in the order of their classes.
-        self.to_probe = copy.copy(self.train)
-        self.to_probe.view = plain
-        self.to_probe.files = copy.copy(self.train.files)
+        self.probe_folder = copy.copy(self.train)
+        self.probe_folder.view = plain
+        self.probe_folder.files = copy.copy(self.train.files)
         samples = self.train.files.samples
         chosen = (n * len(samples) // self.labelled for n in range(self.labelled))
-        self.to_probe.files.samples = [samples[i] for i in chosen]
+        self.probe_folder.files.samples = [samples[i] for i in chosen]
         self.test_size = len(self.held_out)
-        self.stream = self._stream(context.rank, context.world)
+        self.stream = self._stream(context.rank, context.world_size)
 
     def __len__(self) -> int:
         return len(self.train)
 
-    def _stream(self, rank: int, world: int) -> folders.TrainingStream:
+    def _stream(self, rank: int, world_size: int) -> folders.TrainingStream:
         c = self.context
-        return folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers, rank, world)
+        return folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers, rank, world_size)
 
     def calibration(self, batches: int) -> Iterator[Tensor]:
         stream = self._stream(0, 1)  # of its own: training's goes on where it is
-        return (self._here(stream.batch(step))[0][:, 0] for step in range(batches))
+        return (self._to_device(stream.batch(step))[0][:, 0] for step in range(batches))
 
-    def share(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        pairs, _ = self._here(self.stream.batch(step))
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        pairs, _ = self._to_device(self.stream.batch(step))
         return self.stream.batches.indices(step).to(pairs.device), pairs[:, 0], pairs[:, 1]
 
     def probe_images(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._in_order(self.to_probe)
+        return self._in_order(self.probe_folder)
 
     def test_images(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self._in_order(self.held_out)
 
     def _in_order(self, folder: folders.Folder) -> Iterator[tuple[Tensor, Tensor]]:
-        return map(self._here, folders.in_order(folder, self.context.batch_size, self.context.workers))
+        return map(self._to_device, folders.in_order(folder, self.context.batch_size, self.context.workers))
 
-    def _here(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x, y = batch
         device = self.context.device
         return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 
-def _listed(classes: str, data_dir: Path) -> list[str]:
+def _class_list(classes: str, data_dir: Path) -> list[str]:
     """The names in a class list. Raises UserError where there is none."""
     path = data_dir / classes
     try:
@@ -389,20 +391,20 @@ def _listed(classes: str, data_dir: Path) -> list[str]:
             "ImageNet-100's list is imagenet100.txt of github.com/HobbitLong/CMC: names of class folders, one a line"
         ) from error
     if not names:
-        raise base.mistake(
+        raise base.option_error(
             "classes", classes, f"{path} is empty; it takes names of class folders, one a line"
         )
     return names
 
 
-def _restrict(folder: folders.Folder, wanted: list[str], classes: str) -> None:
+def _restrict(folder: folders.Folder, names: list[str], classes: str) -> None:
     """Keep the images of these classes, numbered in the order of the names."""
     files = folder.files
-    missing = sorted(set(wanted) - set(files.classes))
+    missing = sorted(set(names) - set(files.classes))
     if missing:
-        raise base.mistake(
+        raise base.option_error(
             "classes", classes, f"{missing[0]} and {len(missing) - 1} more are not in {files.root}"
         )
-    new = {files.class_to_idx[name]: number for number, name in enumerate(sorted(set(wanted)))}
+    new = {files.class_to_idx[name]: number for number, name in enumerate(sorted(set(names)))}
     files.samples = [(path, new[label]) for path, label in files.samples if label in new]
-    files.classes = sorted(set(wanted))
+    files.classes = sorted(set(names))

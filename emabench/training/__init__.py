@@ -1,1 +1,1 @@
-"""The one loop that trains every task."""
+"""From a configuration to `result.json`: `start` runs one run, `trainer` holds the one loop that trains every task."""

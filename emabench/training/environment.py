@@ -1,4 +1,4 @@
-"""The device and its settings, and what a result says of the machine that made it."""
+"""The device and its settings, and what a result records of the machine that made it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from emabench.errors import UserError
 from emabench.paths import COMMAND, PACKAGE
 
 
-def resolve_device(name: str, local: int | None = None) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:1` as a device that is there. Raises UserError where it is not.
+def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:1` as an available device. Raises UserError if it is not available.
 
-    local: number of this process among those of a run on this machine, its GPU; None for a process alone.
+    local_rank: the index of this process's GPU where a run has several processes; None for a single process.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    if device.type == "cuda" and local is not None:
+    if device.type == "cuda" and local_rank is not None:
         if device.index is not None:
             raise UserError(f"device={name}: is one GPU for several processes; use device=cuda, or devices=1")
         count = torch.cuda.device_count()
-        if local >= count:
+        if local_rank >= count:
             raise UserError(f"devices: each process takes a GPU, and torch sees {count} here; use fewer")
-        return torch.device("cuda", local)
+        return torch.device("cuda", local_rank)
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if not count or (device.index or 0) >= count:

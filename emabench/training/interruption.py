@@ -1,4 +1,4 @@
-"""Being asked to stop: the signal sets a flag, the loop acts on it at the next step boundary."""
+"""Signals that ask a run to stop: they set a flag, on which the loop acts at the next step boundary."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 
-def heeded() -> list[signal.Signals]:
-    """The signals that ask this process to stop: all of SIGNALS but a hang-up that `nohup` had it ignore."""
+def handled_signals() -> list[signal.Signals]:
+    """The signals that ask this process to stop: all of SIGNALS, except a hang-up that `nohup` made it ignore."""
     return [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
 
 
 class StopRequest:
-    """True once a signal has come. A second Ctrl-C stops at once, as everywhere."""
+    """True once a signal has come. A second Ctrl-C stops immediately, as everywhere."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -42,7 +42,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self, error: Callable[[], BaseException]) -> Iterator[None]:
-        """Inside the block a signal raises `error()` then and there: for what need not be finished first."""
+        """Inside the block a signal raises `error()` immediately: for work that need not be finished first."""
         self._error = error
         try:
             if self:
@@ -53,50 +53,50 @@ class StopRequest:
 
 
 _listening: StopRequest | None = None
-_asked: signal.Signals | None = None  # by a signal that came where nothing listened
+_received: signal.Signals | None = None  # a signal that came while no `stop_requests` was active
 
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Have the signals interrupt (KeyboardInterrupt) where nothing is trained yet, or any more.
+    """Let the signals raise KeyboardInterrupt, before training begins and after it has ended.
 
-    What is interrupted may swallow that, as imports and parsers do: `was_asked` knows, and so does the next
-    `stop_requests`.
+    The interrupted code may swallow the exception, as imports and parsers do: `was_interrupted` still tells, and
+    the next `stop_requests` starts out stopped.
     """
-    global _asked
+    global _received
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _interrupt) for number in heeded()}
+    before = {number: signal.signal(number, _interrupt) for number in handled_signals()}
     try:
         yield
     finally:
-        _asked = None
+        _received = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _asked
-    _asked = signal.Signals(number)
+    global _received
+    _received = signal.Signals(number)
     if number == signal.SIGHUP:
         leave_terminal()
     torch = sys.modules.get("torch")
     if torch and getattr(torch.__spec__, "_initializing", False):
-        return  # an exception while its C++ is loaded would abort the process; `stop_requests` hears of it
+        return  # an exception while its C++ is loaded would abort the process; `stop_requests` takes it up
     raise KeyboardInterrupt
 
 
-def was_asked() -> bool:
+def was_interrupted() -> bool:
     """Whether a signal came within `interrupting`."""
-    return _asked is not None
+    return _received is not None
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen for the signals while training; the handlers that were there before come back afterwards.
+    """Handle the signals while training; the previous handlers are restored afterwards.
 
-    Within another such block it is that one's request: whoever runs several runs hears of what came during one.
+    Inside another such block it yields that one's request: whoever runs several runs learns of a signal during one.
     """
     global _listening
     if _listening is not None:
@@ -106,8 +106,8 @@ def stop_requests() -> Iterator[StopRequest]:
         yield StopRequest()  # only the main thread may install handlers
         return
     request = _listening = StopRequest()
-    request.signal = _asked
-    before: dict[signal.Signals, Any] = {s: signal.signal(s, request._handle) for s in heeded()}
+    request.signal = _received
+    before: dict[signal.Signals, Any] = {s: signal.signal(s, request._handle) for s in handled_signals()}
     try:
         yield request
     finally:
@@ -117,15 +117,15 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def leave_terminal() -> None:
-    """Write no more to a terminal that has hung up: that would be an error each time. Files are written on."""
+    """Stop writing to a terminal that has hung up, which would raise each time. Output to files continues."""
     for number in (1, 2):
         with suppress(OSError):  # closed already
             if stat.S_ISCHR(os.fstat(number).st_mode):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
-def stop_without(parent: int) -> None:
-    """Ask this process to stop (SIGTERM) once the one that started it, `parent`, is gone: killed, say."""
+def stop_if_parent_dies(parent: int) -> None:
+    """Ask this process to stop (SIGTERM) once its parent process `parent` is gone (killed, for example)."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""An optimiser with the run's schedule, clipping and precision: what tasks are handed to step with."""
+"""The optimiser that tasks step with: one of torch's, with the run's schedule, clipping and loss scale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from emabench.averaging.tensors import distributed_as
 from emabench.config import Config
-from emabench.training.distributed import whole
+from emabench.training.distributed import full_tensor
 from emabench.training.schedule import factor
 
 Optim = TypeVar("Optim", bound=torch.optim.Optimizer)
@@ -30,10 +30,10 @@ class ScheduledOptimizer:
         self.config = config
         self.inner = _build(params, config, device)
         self.params = [p for group in self.inner.param_groups for p in group["params"]]
-        self.base = [group["lr"] for group in self.inner.param_groups]
+        self.base_lrs = [group["lr"] for group in self.inner.param_groups]
         # fp16 gradients underflow without a scale; bf16 and fp32 need none.
         self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
-        self.left_out = False  # the last step: its scale was too large, and no weight moved
+        self.skipped = False  # whether the last step was: its loss scale was too large, and no weight changed
 
     def step(self, loss: Tensor, step: int) -> Tensor | None:
         """One optimiser step on `loss`; see `tasks.base.Optimizer.step`."""
@@ -44,20 +44,20 @@ class ScheduledOptimizer:
             if self.scaler:
                 self.scaler.unscale_(self.inner)
             norm = nn.utils.clip_grad_norm_(self.params, self.config.clip.max_norm).detach()
-            norm = whole(norm)
+            norm = full_tensor(norm)
             if self.scaler:
-                # Where the scale was too large the step is left out, and its norm is no news of the gradients:
-                # 0. A gradient that is not finite at any scale ends the run as such a loss does.
+                # Where the scale was too large the step is skipped and its norm means nothing: logged as 0.
+                # A gradient that is not finite at a scale below 1 ends the run, as such a loss does.
                 scale = self.scaler.scale(torch.ones_like(norm))
                 norm = torch.where(norm.isfinite() | (scale < 1), norm, 0.0)
-        rate = factor(self.config.schedule, step, self.config.steps)
-        for group, base in zip(self.inner.param_groups, self.base, strict=True):
-            group["lr"] = base * rate
+        multiplier = factor(self.config.schedule, step, self.config.steps)
+        for group, base_lr in zip(self.inner.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base_lr * multiplier
         if self.scaler:
             before = self.scaler.get_scale()
             self.scaler.step(self.inner)
             self.scaler.update()
-            self.left_out = self.scaler.get_scale() < before
+            self.skipped = self.scaler.get_scale() < before
         else:
             self.inner.step()
         return norm
@@ -67,20 +67,20 @@ class ScheduledOptimizer:
         return state | ({"scaler": self.scaler.state_dict()} if self.scaler else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.inner.load_state_dict(self._parted(state["optimizer"]))
+        self.inner.load_state_dict(self._shard(state["optimizer"]))
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
 
-    def _parted(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A whole state with this process's shards, where the parameters are sharded."""
-        own = [
+    def _shard(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A full state with this process's shards, where the parameters are sharded."""
+        states = [
             {
                 key: distributed_as(p, value) if isinstance(value, Tensor) else value
-                for key, value in state["state"].get(number, {}).items()
+                for key, value in state["state"].get(index, {}).items()
             }
-            for number, p in enumerate(self.params)
+            for index, p in enumerate(self.params)
         ]
-        return {**state, "state": {number: values for number, values in enumerate(own) if values}}
+        return {**state, "state": {index: values for index, values in enumerate(states) if values}}
 
 
 def _build(params: Any, config: Config, device: torch.device) -> torch.optim.Optimizer:
@@ -95,8 +95,8 @@ def _build(params: Any, config: Config, device: torch.device) -> torch.optim.Opt
             weight_decay=settings.weight_decay,
             fused=fused,
         )
-    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return _eager(kind)(
+    adam = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return _eager(adam)(
         params,
         lr=settings.lr,
         betas=(settings.betas[0], settings.betas[1]),

@@ -8,14 +8,14 @@ from emabench.config import ScheduleConfig
 
 
 def factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
-    """What `optimizer.lr` is multiplied with at `step` (counted from 0) of `steps`."""
+    """The multiplier of `optimizer.lr` at `step` (counted from 0) of `steps`."""
     warmup = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
     if schedule.name == "constant":
         return warmup
     if schedule.name == "step":
         passed = sum(step >= milestone * steps for milestone in schedule.milestones)
         return warmup * schedule.factor**passed
-    # The share of the run behind us once this step is done: the last step uses exactly `final`.
+    # The fraction of the run that is done after this step: the last step uses exactly `final`.
     done = min(1.0, max(0.0, (step + 1 - schedule.warmup) / max(1, steps - schedule.warmup)))
-    falling = 1 - done if schedule.name == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return warmup * (schedule.final + (1 - schedule.final) * falling)
+    decay = 1 - done if schedule.name == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return warmup * (schedule.final + (1 - schedule.final) * decay)

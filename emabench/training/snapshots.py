@@ -23,24 +23,24 @@ def save(directory: Path, averager: Averager, step: int, group: Group) -> None:
     directory.mkdir(exist_ok=True)
     for name, profile in averager.profiles.items():
         if isinstance(profile, PowerEMA):
-            state = group.whole(averager.export(name))
-            if group.first:
+            state = group.full_tensor(averager.export(name))
+            if group.is_main:
                 buffer = io.BytesIO()
                 torch.save(state, buffer)
                 write_atomically(directory / f"{name}-{step:08d}.pt", buffer.getbuffer())
 
 
-def found(directory: Path, averager: Averager) -> list[tuple[Snapshot, Path]]:
-    """What was kept, by step, each with the rule of its average."""
-    named = ((NAME.fullmatch(path.name), path) for path in sorted(directory.glob("*.pt")))
+def list_snapshots(directory: Path, averager: Averager) -> list[tuple[Snapshot, Path]]:
+    """The snapshots in a directory, by step, each with the profile of its average."""
+    matches = ((NAME.fullmatch(path.name), path) for path in sorted(directory.glob("*.pt")))
     return [
         (Snapshot(averager.profiles[match["average"]], int(match["step"])), path)
-        for match, path in named
+        for match, path in matches
         if match and match["average"] in averager.profiles
     ]
 
 
-def states(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """The weights in these files, one at a time."""
+def load_states(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The state_dicts in these files, loaded one at a time."""
     for path in paths:
         yield torch.load(path, map_location="cpu", weights_only=True)

@@ -37,7 +37,7 @@ def test_a_transition_comes_back_whole() -> None:
         assert batch.observation[i].tolist() == observation(n).tolist()
         assert batch.action[i].tolist() == pytest.approx([n / 100, 0])
         assert float(batch.reward[i]) == 2 * n
-        assert float(batch.goes_on[i]) == (
+        assert float(batch.not_done[i]) == (
             0 if n == 9 else 1
         )  # the first episode was terminated, the other cut off
         expected = observation(-n) if ends else observation(n + 1)

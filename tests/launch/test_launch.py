@@ -104,9 +104,9 @@ def test_a_sweep_over_tasks_names_the_metric_of_each(
 def test_a_table_whose_runs_fail_says_so_and_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emabench.training.run import Training
+    from emabench.training.trainer import Trainer
 
-    def train(self: Training, until: int) -> str | None:
+    def train(self: Trainer, until: int) -> str | None:
         raise RuntimeError("something broke")
 
     words = [
@@ -118,7 +118,7 @@ def test_a_table_whose_runs_fail_says_so_and_fails(
         f"results_dir={tmp_path}",
         "device=cpu",
     ]
-    monkeypatch.setattr(Training, "train", train)
+    monkeypatch.setattr(Trainer, "train", train)
     assert main(words) == FAILED
     assert "runs failed" in capsys.readouterr().err
     assert main([*words[:-3], *words[-2:], "--collect"]) == DONE  # which only says what is there
@@ -188,7 +188,7 @@ def test_workers_do_not_outlive_who_started_them(tmp_path: Path, capsys: pytest.
     assert not any(RunDirectory(run.directory()).result_file.exists() for run in runs)
     assert all(list((run.directory() / "checkpoints").iterdir()) for run in runs)
     assert main([*words, "jobs=1"]) == DONE
-    assert capsys.readouterr().err.count("goes on from step") == 2
+    assert capsys.readouterr().err.count("resumes from step") == 2
 
 
 @pytest.mark.parametrize(
@@ -278,19 +278,19 @@ def test_on_a_terminal_every_run_that_goes_has_a_bar(tmp_path: Path) -> None:
 def test_an_interrupted_sweep_goes_on_with_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from emabench.training.run import Training
+    from emabench.training.trainer import Trainer
 
     words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu", "seed=0,1,2"]
     words += ["hydra/launcher=basic"]  # one after the other, in this process
-    inner, trained = Training.train, []
+    inner, trained = Trainer.train, []
 
-    def train(self: Training, until: int) -> str | None:
+    def train(self: Trainer, until: int) -> str | None:
         trained.append(self.config.seed)
         if self.config.seed == 1 and trained.count(1) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return inner(self, until)
 
-    monkeypatch.setattr(Training, "train", train)
+    monkeypatch.setattr(Trainer, "train", train)
     assert main(words) == INTERRUPTED
     assert trained == [0, 1]  # it ends the sweep, not one job
     assert "the same command goes on" in capsys.readouterr().err
@@ -305,19 +305,19 @@ def test_an_interrupted_sweep_goes_on_with_what_is_missing(
 def test_a_failing_job_takes_no_other_down(
     broken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from emabench.training.run import Training
+    from emabench.training.trainer import Trainer
 
     words = ["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", "device=cpu", "seed=0,1,2"]
     words += ["hydra/launcher=basic"]  # one after the other, in this process
-    inner = Training.train
+    inner = Trainer.train
 
-    def train(self: Training, until: int) -> str | None:
+    def train(self: Trainer, until: int) -> str | None:
         if self.config.seed == broken:
             raise RuntimeError("something broke")
         return inner(self, until)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Training, "train", train)
+        patched.setattr(Trainer, "train", train)
         assert main(words) == FAILED
     shown = capsys.readouterr()
     assert "something broke" in shown.err

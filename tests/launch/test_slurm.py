@@ -88,7 +88,7 @@ def test_an_interrupted_job_is_requeued_and_gives_what_a_local_run_gives(
     os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the job
     job.result()
     assert "Requeued job" in job.paths.stdout.read_text()
-    assert any("goes on from step" in (run.directory() / "log.txt").read_text() for run in runs)
+    assert any("resumes from step" in (run.directory() / "log.txt").read_text() for run in runs)
     assert rows(tmp_path / "job") == local_rows
 
 
@@ -318,7 +318,7 @@ def test_a_table_on_a_cluster_that_stops_its_jobs(
 
     wait_until(lambda: not slurm.queue(), "the queue is empty")
     for run, job in zip(runs, jobs, strict=True):
-        assert "goes on from step" in (slurm.log(run, job) or Path()).read_text()
+        assert "resumes from step" in (slurm.log(run, job) or Path()).read_text()
     assert rows(there) == local_rows
     capsys.readouterr()
     assert main([*table, "--status"]) == DONE
@@ -392,7 +392,7 @@ def test_the_plain_template_goes_on_where_it_was_stopped(
     subprocess.run(["scancel", "--signal=USR2", "--batch", job], check=True)
     wait_until(lambda: not slurm.queue(), "the queue is empty")
     said = (tmp_path / "log").read_text()
-    assert "stopped at step" in said and "goes on from step" in said
+    assert "stopped at step" in said and "resumes from step" in said
     result = RunDirectory(there.directory()).result()
     assert result and result.environment["processes"] == int(processes or 1)
     if not processes:

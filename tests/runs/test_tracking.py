@@ -20,7 +20,8 @@ from emabench.runs.directory import RunDirectory
 from emabench.runs.result import Result
 from emabench.runs.tracking import tracker
 from emabench.training.interruption import StopRequest
-from emabench.training.run import Training, run
+from emabench.training.start import run
+from emabench.training.trainer import Trainer
 from tests.test_config import config
 
 
@@ -166,10 +167,10 @@ def _made(asked: Config) -> bool:
     return True
 
 
-def in_parts(asked: Config, until: int) -> Training:
+def in_parts(asked: Config, until: int) -> Trainer:
     """The run, trained and measured so far by somebody who is gone."""
     RunDirectory(asked.directory()).prepare(asked)
-    training = Training(asked, RunDirectory(asked.directory()), StopRequest())
+    training = Trainer(asked, RunDirectory(asked.directory()), StopRequest())
     training.begin()
     training.train(until)
     training.checkpoints.join()

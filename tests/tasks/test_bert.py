@@ -19,20 +19,13 @@ from emabench.compose import configuration
 from emabench.data.text_tokens import Stream
 from emabench.errors import UserError
 from emabench.seeding import generator
-from emabench.tasks.bert import (
-    Batch,
-    Classifier,
-    Examples,
-    Model,
-    Options,
-    Sequences,
-    Task,
-    Trace,
-    detrended,
-    exchanged,
-)
+from emabench.tasks.bert import Options, Task
+from emabench.tasks.bert.finetune import Classifier, Examples, replaced_token
+from emabench.tasks.bert.model import Model
+from emabench.tasks.bert.sequences import Batch, Sequences
+from emabench.tasks.bert.trace import Trace, detrended
+from emabench.training.build import build_task
 from emabench.training.progress import Progress
-from emabench.training.run import build_task
 
 CPU = torch.device("cpu")
 SPECIAL = {"[PAD]": 0, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
@@ -57,7 +50,7 @@ def sequences(length: int = 64, count: int = 5000) -> Sequences:
 
 
 def unmasked(batch: Batch) -> torch.Tensor:
-    return batch.ids.scatter(1, batch.places, batch.tokens)
+    return batch.ids.scatter(1, batch.positions, batch.targets)
 
 
 # -- batches --------------------------------------------------------------------------------------------------
@@ -66,7 +59,7 @@ def unmasked(batch: Batch) -> torch.Tensor:
 def test_segments_are_text_and_the_second_follows_or_does_not() -> None:
     batch = sequences().draw(400, generator(0, "test"))
     follows = 0
-    for ids, segments, said in zip(unmasked(batch), batch.segments, batch.follows, strict=True):
+    for ids, segments, said in zip(unmasked(batch), batch.segments, batch.is_next, strict=True):
         assert ids[0] == 2 and ids[-1] == 3
         first = ids[segments == 0][1:-1]
         second = ids[segments == 1][:-1]
@@ -82,19 +75,19 @@ def test_segments_are_text_and_the_second_follows_or_does_not() -> None:
 def test_fifteen_per_cent_are_masked_80_10_10() -> None:
     drawn = sequences()
     batch = drawn.draw(2000, generator(0, "test"))
-    assert batch.places.shape == (2000, 9)  # 15 % of 61
-    assert all(len(set(row.tolist())) == 9 for row in batch.places[:50])
+    assert batch.positions.shape == (2000, 9)  # 15 % of 61
+    assert all(len(set(row.tolist())) == 9 for row in batch.positions[:50])
     whole = unmasked(batch)
-    assert not torch.isin(batch.tokens, torch.tensor([2, 3])).any()  # never the frame
-    shown = batch.ids.gather(1, batch.places)
+    assert not torch.isin(batch.targets, torch.tensor([2, 3])).any()  # never the frame
+    shown = batch.ids.gather(1, batch.positions)
     masked = (shown == 4).float().mean()
-    same = (shown == batch.tokens).float().mean()
+    same = (shown == batch.targets).float().mean()
     assert masked == pytest.approx(0.8, abs=0.01)
     assert same == pytest.approx(0.1, abs=0.01)
     assert 1 - masked - same == pytest.approx(0.1, abs=0.01)
-    untouched = torch.ones_like(whole, dtype=torch.bool).scatter(1, batch.places, False)
+    untouched = torch.ones_like(whole, dtype=torch.bool).scatter(1, batch.positions, False)
     assert torch.equal(batch.ids[untouched], whole[untouched])
-    places = torch.bincount(batch.places.flatten(), minlength=64)[1:-1]
+    places = torch.bincount(batch.positions.flatten(), minlength=64)[1:-1]
     assert places.min() > 0.5 * places.float().mean()  # anywhere in the sequence
 
 
@@ -120,7 +113,7 @@ def test_perplexity_is_that_of_transformers_own_loss(tmp_path: Path) -> None:
     model = task.model.bert.eval()
     total, count = 0.0, 0
     for batch in task.validation:
-        labels = torch.full_like(batch.ids, -100).scatter(1, batch.places, batch.tokens)
+        labels = torch.full_like(batch.ids, -100).scatter(1, batch.positions, batch.targets)
         with torch.no_grad():
             scores = model(batch.ids, token_type_ids=batch.segments).prediction_logits.double()
         probability = scores.softmax(-1).gather(-1, labels.clamp_min(0)[..., None])[..., 0]
@@ -208,7 +201,7 @@ def test_evaluation_leaves_weights_and_generators_alone(tmp_path: Path) -> None:
 
 def test_examples_have_one_token_in_three_exchanged_or_none() -> None:
     text = Stream(np.arange(10, 5010, dtype=np.uint32), CPU)
-    examples = exchanged(text, 400, SPECIAL, 64, generator(0, "test"))
+    examples = replaced_token(text, 400, SPECIAL, 64, generator(0, "test"))
     assert (examples.ids[:, 0] == 2).all() and (examples.ids[:, -1] == 3).all()
     in_order = (examples.ids[:, 1:-1].diff(dim=1) == 1).float().mean(1)
     assert torch.equal(in_order == 1, examples.labels == 0)
@@ -252,19 +245,19 @@ def test_glue_pairs_are_framed_cut_and_padded(tmp_path: Path, monkeypatch: pytes
     task = finished(make(tmp_path, "task.finetune.task=mnli", "steps=8", "task.length=20"))
     train, _ = task.labelled
     assert train.classes == 3 and train.labels.tolist() == [0, 2, 1]
-    assert train.attended is not None
-    for ids, segments, attended in zip(train.ids, train.segments, train.attended, strict=True):
-        real = ids[attended]
+    assert train.attention_mask is not None
+    for ids, segments, attention_mask in zip(train.ids, train.segments, train.attention_mask, strict=True):
+        real = ids[attention_mask]
         assert real[0] == SPECIAL["[CLS]"] and (real == SPECIAL["[SEP]"]).sum() == 2
-        assert real[-1] == SPECIAL["[SEP]"] and not ids[~attended].any()
-        assert segments[attended][0] == 0 and segments[attended][-1] == 1
-    assert train.attended.sum(1).tolist()[2] == 20 > train.attended.sum(1).tolist()[1]
+        assert real[-1] == SPECIAL["[SEP]"] and not ids[~attention_mask].any()
+        assert segments[attention_mask][0] == 0 and segments[attention_mask][-1] == 1
+    assert train.attention_mask.sum(1).tolist()[2] == 20 > train.attention_mask.sum(1).tolist()[1]
     classifier = Classifier(task.model.bert.bert, 3, task.options).eval()
     with torch.no_grad():
-        scores = classifier(train.ids.long(), train.segments.long(), train.attended)
-        padded_otherwise = train.ids.long().masked_fill(~train.attended, 7)
+        scores = classifier(train.ids.long(), train.segments.long(), train.attention_mask)
+        padded_otherwise = train.ids.long().masked_fill(~train.attention_mask, 7)
         assert torch.allclose(
-            classifier(padded_otherwise, train.segments.long(), train.attended), scores, atol=1e-6
+            classifier(padded_otherwise, train.segments.long(), train.attention_mask), scores, atol=1e-6
         )
         assert 0 <= task.evaluate()["finetune_accuracy"] <= 100
 
@@ -275,7 +268,10 @@ def test_glue_pairs_are_framed_cut_and_padded(tmp_path: Path, monkeypatch: pytes
 def traced(model: nn.Module, steps: int, weights: int, decays: list[float]) -> Trace:
     options = SimpleNamespace(weights=weights, steps=steps // 2, lag=5, decays=decays)
     context = SimpleNamespace(
-        steps=steps, device=CPU, generator=lambda purpose: generator(0, purpose), mean=lambda loss: loss
+        steps=steps,
+        device=CPU,
+        generator=lambda purpose: generator(0, purpose),
+        all_reduce_mean=lambda loss: loss,
     )
     return Trace(model, options, context)  # type: ignore[arg-type]
 
@@ -294,9 +290,9 @@ def test_on_ar1_weights_the_trace_finds_the_law() -> None:
                 s.mul_(rho).add_(torch.randn(s.shape, generator=draws))
                 p.copy_(s + 0.01 * step)
             trace.add(step + 1, torch.tensor(2.0 - 0.001 * step))
-            now = trace._now()
+            now = trace._in_place()
             emas = [e * b + now * (1 - b) for e, b in zip(emas, (0.5, 0.9), strict=True)]
-    found = trace.findings()
+    found = trace.statistics()
     assert found["rho_1"] == pytest.approx(rho, abs=0.01)
     assert found["rho_5"] == pytest.approx(rho, abs=0.01)
     assert found["loss_sd"] < 1e-5  # a trend is no variance

@@ -19,8 +19,8 @@ from emabench.config import checked
 from emabench.errors import UserError
 from emabench.seeding import seed_default
 from emabench.tasks.classification import Options, Task, network
+from emabench.training.build import build_task
 from emabench.training.progress import Progress
-from emabench.training.run import build_task
 
 CPU = torch.device("cpu")
 

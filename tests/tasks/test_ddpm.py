@@ -18,8 +18,8 @@ from emabench.errors import UserError
 from emabench.metrics import features
 from emabench.seeding import seed_default
 from emabench.tasks.ddpm import Options, Task, unet
+from emabench.training.build import build_task
 from emabench.training.progress import Progress
-from emabench.training.run import build_task
 
 CPU = torch.device("cpu")
 
@@ -128,10 +128,10 @@ def test_samplers_return_the_data_where_the_noise_is_known(sampler: str, steps: 
 def test_every_set_of_weights_is_given_the_same_noise() -> None:
     task = make("task.sampler=ddpm")
     first = evaluated(task)
-    before = task.sampled
+    before = task.samples
     torch.rand(100)  # what the run drew in between does not matter
     assert evaluated(task) == first
-    assert torch.equal(task.sampled, before)
+    assert torch.equal(task.samples, before)
     train(task, 0, 3)
     assert evaluated(task) != first
     assert len(before.flatten(1).unique(dim=0)) == len(before)  # and each image its own
@@ -147,7 +147,7 @@ def test_the_export_is_a_pipeline_that_samples_the_same(tmp_path: Path) -> None:
     draw = task.context.generator("sample", 0)
     images = pipeline(20, generator=draw, num_inference_steps=20, output_type="np").images
     again = torch.from_numpy(images * 255).round().byte().permute(0, 3, 1, 2)
-    assert (again.int() - task.sampled.int()).abs().max() <= 1  # rounded once more on the way
+    assert (again.int() - task.samples.int()).abs().max() <= 1  # rounded once more on the way
 
 
 def test_samples_are_saved_as_a_picture(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from emabench.averaging import Averager
 from emabench.compose import configuration
 from emabench.errors import UserError
 from emabench.tasks.lstm import Chunks, LanguageModel, Layer, Options, Task
+from emabench.training.build import build_task
 from emabench.training.progress import Progress
-from emabench.training.run import build_task, run
+from emabench.training.start import run
 
 CPU = torch.device("cpu")
 
@@ -76,13 +77,13 @@ def test_chunks_go_along_the_text_and_start_anywhere(tmp_path: Path, random: str
     for (start, length), (following, _) in itertools.pairwise(along):
         assert following in (0, start + length)
         assert length >= Chunks.SHORTEST
-        assert start + length <= task.columns
+        assert start + length <= task.stream_length
     for step in begins[1:]:
         start, length = along[step - 1]
-        assert task.columns - start - length < Chunks.SHORTEST  # an epoch reads all of it
+        assert task.stream_length - start - length < Chunks.SHORTEST  # an epoch reads all of it
     epochs = [along[a:b] for a, b in itertools.pairwise(begins)]
     assert (epochs[0] == epochs[1]) == (random == "false")
-    anew = Chunks(task.columns, task.options, task.context)
+    anew = Chunks(task.stream_length, task.options, task.context)
     for step in (99, 3, 57, 0):  # nothing depends on which steps were asked for before
         assert anew.at(step) == along[step]
     mean = sum(length for _, length in along) / len(along)
@@ -93,8 +94,8 @@ def test_training_reads_the_text_in_order_and_carries_the_hidden_state(tmp_path:
     """Two chunks in sequence are one chunk of twice the length, as long as the weights stay as they are."""
     task = make(tmp_path, "optimizer.lr=1e-30", "clip.max_norm=null")
     losses = [float(task.train_step(step)["loss"]) for step in (0, 1)]
-    ids = task.train.windows(task.rows, 2 * task.options.bptt + 1)
-    logits, *_ = task.model(ids[:, :-1], task.model.start(task.context.batch_size))
+    ids = task.train.windows(task.stream_starts, 2 * task.options.bptt + 1)
+    logits, *_ = task.model(ids[:, :-1], task.model.initial_state(task.context.batch_size))
     expected = F.cross_entropy(logits.detach().flatten(0, 1), ids[:, 1:].flatten())
     assert sum(losses) / 2 == pytest.approx(float(expected), rel=1e-5)
     state = task.state_dict()
@@ -128,7 +129,7 @@ def test_dropout_masks_are_the_same_along_a_chunk() -> None:
     }
     torch.manual_seed(0)
     model = LanguageModel(Options(**small), 50).train()
-    _, dropped, raw, _ = model(torch.randint(50, (6, 40)), model.start(6))
+    _, dropped, raw, _ = model(torch.randint(50, (6, 40)), model.initial_state(6))
     zero = dropped == 0
     assert torch.equal(zero.all(1), zero.any(1))  # a unit is off for the whole chunk or not at all
     assert 0.25 < zero.float().mean() < 0.55  # 0.4 of them
@@ -137,7 +138,8 @@ def test_dropout_masks_are_the_same_along_a_chunk() -> None:
     assert torch.allclose(dropped[kept], raw[kept] / 0.6)
     model.eval()
     assert torch.equal(
-        model(torch.arange(5)[None], model.start(1))[1], model(torch.arange(5)[None], model.start(1))[2]
+        model(torch.arange(5)[None], model.initial_state(1))[1],
+        model(torch.arange(5)[None], model.initial_state(1))[2],
     )
 
 
@@ -148,7 +150,7 @@ def test_whole_words_and_recurrent_weights_are_dropped() -> None:
     torch.manual_seed(0)
     words = LanguageModel(Options(**paper | sizes | {"drop_words": 0.3, "drop_input": 0.0}), 500).train()
     gradient = torch.autograd.grad(
-        words(torch.arange(500).reshape(20, 25), words.start(20))[0].sum(), words.embedding.weight
+        words(torch.arange(500).reshape(20, 25), words.initial_state(20))[0].sum(), words.embedding.weight
     )[0]
     assert torch.equal((gradient == 0).all(1), (gradient == 0).any(1))
     assert 0.23 < (gradient == 0).all(1).float().mean() < 0.37
@@ -227,7 +229,7 @@ def test_nt_asgd_stops_and_goes_on(tmp_path: Path) -> None:
     second.load_state_dict(first.state_dict())
     for step in range(11, 20):
         second.train_step(step)
-    assert whole.since == second.since is not None
+    assert whole.nt_asgd_start == second.nt_asgd_start is not None
     for a, b in zip(whole.averaged().parameters(), second.averaged().parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -235,8 +237,8 @@ def test_nt_asgd_stops_and_goes_on(tmp_path: Path) -> None:
 def test_activations_and_their_changes_are_penalised(tmp_path: Path) -> None:
     """AR and TAR, from the outputs of one chunk by hand; what is logged is the cross-entropy alone."""
     off = make(tmp_path, "optimizer.lr=1e-30", "clip.max_norm=1e9")
-    ids = off.train.windows(off.rows, off.options.bptt + 1)
-    logits, dropped, raw, _ = off.model(ids[:, :-1], off.model.start(off.context.batch_size))
+    ids = off.train.windows(off.stream_starts, off.options.bptt + 1)
+    logits, dropped, raw, _ = off.model(ids[:, :-1], off.model.initial_state(off.context.batch_size))
     loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     penalised = loss + 2 * (dropped**2).mean() + 3 * ((raw[:, 1:] - raw[:, :-1]) ** 2).mean()
     for total, words in ((loss, ()), (penalised, ("task.activation=2.0", "task.slowness=3.0"))):

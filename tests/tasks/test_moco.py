@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from emabench.compose import configuration
 from emabench.errors import UserError
 from emabench.tasks import moco
-from emabench.tasks.moco import Task, contrast
+from emabench.tasks.moco import Task, info_nce
+from emabench.training.build import build_task
 from emabench.training.progress import Progress
-from emabench.training.run import build_task
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def make(tmp_path: Path, *overrides: str) -> Task:
     return task
 
 
-def test_contrast_is_the_share_of_the_own_key() -> None:
+def test_info_nce_is_the_log_probability_of_the_positive() -> None:
     draw = torch.Generator().manual_seed(0)
     queries, keys, negatives = (
         F.normalize(torch.randn(n, 6, generator=draw, dtype=torch.float64), dim=1) for n in (3, 3, 5)
@@ -40,13 +40,13 @@ def test_contrast_is_the_share_of_the_own_key() -> None:
         own = math.exp(float(query @ key) / 0.2)
         others = sum(math.exp(float(query @ negative) / 0.2) for negative in negatives)
         expected -= math.log(own / (own + others)) / 3
-    assert float(contrast(queries, keys, negatives, 0.2)) == pytest.approx(expected)
+    assert float(info_nce(queries, keys, negatives, 0.2)) == pytest.approx(expected)
 
 
 def test_a_guess_loses_what_the_reference_says(tmp_path: Path) -> None:
     task = make(tmp_path)
     alike = F.normalize(torch.ones(16, 8), dim=1)
-    found = contrast(alike, alike, alike[:1].expand(task.options.queue, -1), 0.1)
+    found = info_nce(alike, alike, alike[:1].expand(task.options.queue, -1), 0.1)
     assert float(found) == pytest.approx(task.references()["loss_of_chance"])
 
 
@@ -62,8 +62,8 @@ def test_the_queue_holds_the_latest_keys(tmp_path: Path) -> None:
     task = make(tmp_path)  # room for four batches of 16
     start = task.memory.clone()
     made = []
-    inner = task._keys
-    task._keys = lambda x, step: made.append(inner(x, step)) or made[-1]  # type: ignore[assignment, func-returns-value, method-assign]
+    inner = task._encode_keys
+    task._encode_keys = lambda x, step: made.append(inner(x, step)) or made[-1]  # type: ignore[assignment, func-returns-value, method-assign]
     for step in range(3):
         task.train_step(step)
     assert torch.equal(task.memory, torch.cat([*made, start[48:]]))
@@ -244,7 +244,7 @@ def test_keys_come_back_in_the_order_of_their_queries(tmp_path: Path) -> None:
     task = make(tmp_path, "task.shuffle=4", "ema.decay=0")
     x = torch.randn(16, 1, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(task._keys(x, 0), task.model(x))
+        torch.testing.assert_close(task._encode_keys(x, 0), task.model(x))
 
 
 @pytest.mark.parametrize(

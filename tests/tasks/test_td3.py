@@ -19,9 +19,9 @@ from emabench.compose import configuration
 from emabench.data.replay import Transitions
 from emabench.errors import UserError
 from emabench.tasks import td3
-from emabench.tasks.td3 import Task, World, discounted
+from emabench.tasks.td3 import Env, Task, discounted
+from emabench.training.build import build_task
 from emabench.training.progress import Progress
-from emabench.training.run import build_task
 
 CPU = torch.device("cpu")
 
@@ -75,7 +75,7 @@ class Unbounded(Walk):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def worlds() -> Iterator[None]:
+def registered_envs() -> Iterator[None]:
     made = {
         "test/Walk-v0": ({"entry_point": Walk, "max_episode_steps": 7}),
         "test/Ends-v0": ({"entry_point": Walk, "max_episode_steps": 7, "kwargs": {"ends": 4}}),
@@ -160,7 +160,7 @@ def test_updates_are_those_of_a_plain_implementation(
             both = [target.value(i, b.next_observation, action) for i in range(2)]
             if twin:
                 both = [torch.minimum(*both)] * 2
-            wanted = [b.reward + 0.99 * b.goes_on * q for q in both]
+            wanted = [b.reward + 0.99 * b.not_done * q for q in both]
         loss = sum(F.mse_loss(plain.value(i, b.observation, b.action), wanted[i]) for i in range(2))
         assert isinstance(loss, Tensor)
         assert float(logged["loss"]) == pytest.approx(float(loss.detach()), rel=1e-4)
@@ -174,7 +174,7 @@ def test_updates_are_those_of_a_plain_implementation(
         if step % 2 == 0 or not decay:
             for kept, new in zip(target.parameters(), plain.parameters(), strict=True):
                 kept.data.mul_(decay).add_(new.data, alpha=1 - decay)
-    assert 0 < float(b.goes_on.mean()) < 1  # terminal states were among them
+    assert 0 < float(b.not_done.mean()) < 1  # terminal states were among them
     assert isinstance(task.target.module, td3.Agent)
     for own, expected in ((task.agent, plain), (task.target.module, target)):
         for (name, mine), theirs in zip(Plain(own).named_parameters(), expected.parameters(), strict=True):
@@ -216,11 +216,11 @@ def test_it_learns(tmp_path: Path) -> None:
 
 
 def test_actions_are_those_of_the_environment() -> None:
-    world = World("test/Walk-v0")
-    world.reset(0)
+    env = Env("test/Walk-v0")
+    env.reset(0)
     for action in (-1.0, 0.0, 1.0):
-        world.step(np.array([action], np.float32))
-    assert world.env.unwrapped.actions == [0.0, 2.0, 4.0]  # type: ignore[attr-defined]
+        env.step(np.array([action], np.float32))
+    assert env.env.unwrapped.actions == [0.0, 2.0, 4.0]  # type: ignore[attr-defined]
 
 
 def test_steps_at_random_come_first_and_are_kept(tmp_path: Path) -> None:
@@ -251,17 +251,17 @@ def test_resumed_in_the_middle_of_an_episode(tmp_path: Path) -> None:
     file.seek(0)
     again = make(tmp_path, "task.start=30", "steps=300", "task.replay=200")
     again.load_state_dict(torch.load(file, weights_only=True))
-    assert (again.episode, len(again.world.done)) == (1, 25)
+    assert (again.episode, len(again.train_env.actions)) == (1, 25)
     for step in range(195, 260):
         assert float(again.train_step(step)["loss"]) == float(task.train_step(step)["loss"])
     assert torch.equal(again.replay.rows, task.replay.rows)
-    assert np.array_equal(again.world.observation, task.world.observation)
+    assert np.array_equal(again.train_env.observation, task.train_env.observation)
 
 
 def test_an_environment_that_cannot_be_repeated_is_said(tmp_path: Path) -> None:
     task = walk(tmp_path, name="Chance")
     task.train_step(0)
-    assert task.world.done
+    assert task.train_env.actions
     with pytest.raises(UserError, match=r"task\.environment=test/Chance-v0: .*rerun=true"):
         walk(tmp_path, name="Chance").load_state_dict(task.state_dict())
 
@@ -334,11 +334,11 @@ def test_discounted_is_the_sum_over_what_comes_after() -> None:
 def test_measuring_leaves_training_alone_and_repeats_itself(tmp_path: Path) -> None:
     task = make(tmp_path, "task.start=30")
     task.train_step(0)
-    before, rows = task.world.observation.copy(), task.replay.rows.clone()
+    before, rows = task.train_env.observation.copy(), task.replay.rows.clone()
     with torch.no_grad():
         first, second = task.evaluate(), task.evaluate()
     assert first == second
-    assert np.array_equal(task.world.observation, before)
+    assert np.array_equal(task.train_env.observation, before)
     assert torch.equal(task.replay.rows, rows)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from emabench.runs.files import NoRoom
-from emabench.training.checkpoint import Writer, copied, load_latest, save
+from emabench.training.checkpoint import Writer, copy_to_cpu, load_latest, save
 from tests.training.test_run import assert_same
 
 
@@ -139,7 +139,7 @@ def test_a_copy_is_out_of_the_trainings_reach_and_as_it_was(tmp_path: Path) -> N
     optimizer.step()
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "pair": ([1], torch.empty(0))}
     expected = save(tmp_path, 1, state, keep=9).read_bytes()
-    held = copied(state, {})
+    held = copy_to_cpu(state, {})
     with torch.no_grad():
         for tensor in [*model.state_dict().values(), *optimizer.state_dict()["state"][0].values()]:
             tensor.fill_(7)

@@ -22,9 +22,9 @@ from emabench.runs.directory import RunDirectory
 from emabench.runs.history import lines
 from emabench.runs.result import Result
 from emabench.tasks import classification
-from emabench.training import checkpoint, several
-from emabench.training.distributed import Place
-from emabench.training.run import run, run_at
+from emabench.training import checkpoint, spawn
+from emabench.training.distributed import RankInfo
+from emabench.training.start import run, run_rank
 
 RUNS = {  # without dropout, whose masks are each process's own, and (cnn) batch statistics, which are as well
     "ddpm": ["task=ddpm", "task.dropout=0", "snapshots.every=6"],
@@ -47,17 +47,17 @@ def member(rank: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
 
-    def place(name: str) -> Place:
-        return Place(rank, 2, rank, dist.PrefixStore(name, store))
+    def place(name: str) -> RankInfo:
+        return RankInfo(rank, 2, rank, dist.PrefixStore(name, store))
 
     for name, words in RUNS.items():
-        run_at(smoke(folder, *words), place(name))
+        run_rank(smoke(folder, *words), place(name))
     for buffers in ("copy", "average"):
-        run_at(smoke(folder, *STATISTICS, f"ema.buffers={buffers}"), place(buffers))
+        run_rank(smoke(folder, *STATISTICS, f"ema.buffers={buffers}"), place(buffers))
     if rank == 1:
         classification.Task.train_step = lambda self, step: 1 / 0  # type: ignore[assignment, method-assign]
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
-        run_at(smoke(folder, *BROKEN), place("broken"))
+        run_rank(smoke(folder, *BROKEN), place("broken"))
     if rank == 1:
         os._exit(0)  # as `devices=N` does
 
@@ -224,4 +224,4 @@ def test_what_cannot_be_shared_is_said_before_anything_starts(
 @pytest.mark.parametrize("task", ["td3", "quadratic"])
 def test_a_task_that_trains_in_one_process_says_so(task: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"devices=2: task {task} trains in one process"):
-        several.check(smoke(tmp_path, f"task={task}"), 2)
+        spawn.check(smoke(tmp_path, f"task={task}"), 2)

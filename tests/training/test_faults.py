@@ -27,7 +27,8 @@ from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, Run
 from emabench.runs.directory import RunDirectory
 from emabench.training.checkpoint import load_latest
 from emabench.training.interruption import stop_requests
-from emabench.training.run import Training, run
+from emabench.training.start import run
+from emabench.training.trainer import Trainer
 from tests.tasks.test_classification import photographs
 from tests.training.test_run import assert_same, final_state, smoke, stop_after
 
@@ -153,7 +154,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     run(config)
     said = capsys.readouterr().err
     assert f"{latest} is damaged" in said
-    assert "goes on from step 100" in said
+    assert "resumes from step 100" in said
     assert_as_undisturbed(config, undisturbed)
 
 
@@ -304,7 +305,7 @@ def test_a_run_that_failed_is_not_failed_while_it_is_tried_again(
     config = undisturbed.model_copy(update={"results_dir": str(tmp_path)})
     directory = RunDirectory(config.directory())
     with monkeypatch.context() as patched, pytest.raises(RunFailed):
-        patched.setattr(Training, "train", lambda self, until: 1 / 0)
+        patched.setattr(Trainer, "train", lambda self, until: 1 / 0)
         run(config)
     assert directory.error.exists() and directory.result_file.exists()
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
@@ -317,9 +318,9 @@ def test_a_data_worker_that_dies_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*photographs_run(tmp_path), "workers=1", "steps=6", "checkpoint.every=1"]
-    inner = Training._checkpoint
+    inner = Trainer._save
 
-    def killing(self: Training) -> None:
+    def killing(self: Trainer) -> None:
         inner(self)
         if self.step == 2:
             self.checkpoints.join()
@@ -328,13 +329,13 @@ def test_a_data_worker_that_dies_is_named(
             reader.join()
 
     with monkeypatch.context() as patched:
-        patched.setattr(Training, "_checkpoint", killing)
+        patched.setattr(Trainer, "_save", killing)
         assert main(words) == FAILED
     said = capsys.readouterr().err
     assert "a process that reads data died" in said
     assert "workers=" in said
     assert main(words) == DONE
-    assert "goes on from step 2" in capsys.readouterr().err
+    assert "resumes from step 2" in capsys.readouterr().err
 
 
 # -- evaluation -------------------------------------------------------------------------------------------------
@@ -376,7 +377,7 @@ def test_a_long_measurement_that_is_broken_off_goes_on_with_what_is_left(
     undisturbed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from emabench.tasks.quadratic import Task
-    from emabench.training import run as trainer
+    from emabench.training import measure
 
     config = undisturbed.model_copy(update={"results_dir": str(tmp_path)})
     inner, each = Task.evaluate, 1 + len(config.profiles())
@@ -389,7 +390,7 @@ def test_a_long_measurement_that_is_broken_off_goes_on_with_what_is_left(
             raise OSError(errno.EIO, "Input/output error")
         return inner(self)
 
-    monkeypatch.setattr(trainer, "LONG", 0.0)
+    monkeypatch.setattr(measure, "LONG", 0.0)
     monkeypatch.setattr(Task, "evaluate", measuring)
     with pytest.raises(RunFailed, match="Input/output"):
         run(config)
@@ -447,7 +448,7 @@ def test_a_results_directory_can_be_moved(
         monkeypatch.setenv(name, str(tmp_path / "someone"))
     moved = config.model_copy(update={"results_dir": str(here), "data_dir": "data"})
     result = run(moved)
-    assert "goes on from step 105" in capsys.readouterr().err
+    assert "resumes from step 105" in capsys.readouterr().err
     assert_as_undisturbed(moved, undisturbed)
 
     directory = RunDirectory(moved.directory())

@@ -31,7 +31,7 @@ def train(config: Config) -> None:
     """What a process does that is to be killed: everything the command does after reading its words."""
     import torch
 
-    from emabench.training.run import run
+    from emabench.training.start import run
 
     torch.set_num_threads(1)
     run(config)
@@ -41,7 +41,7 @@ def train(config: Config) -> None:
 def processes() -> ForkServerContext:
     """Processes that start with torch imported: the kills are to hit training, not imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["emabench.training.run", "emabench.tasks.ddpm", __name__])
+    context.set_forkserver_preload(["emabench.training.start", "emabench.tasks.ddpm", __name__])
     return context
 
 

@@ -12,7 +12,7 @@ from emabench.config import Config
 from emabench.errors import DONE, MISTAKE
 from emabench.runs.directory import RunDirectory
 from emabench.tasks.quadratic import Options, Quadratic
-from emabench.training.run import run
+from emabench.training.start import run
 from tests.test_config import config
 
 

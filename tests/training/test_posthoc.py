@@ -13,7 +13,7 @@ from emabench.cli import main
 from emabench.errors import DONE, MISTAKE
 from emabench.runs.directory import RunDirectory
 from emabench.training import snapshots
-from emabench.training.run import restored, run
+from emabench.training.start import restored, run
 from tests.test_config import config
 
 
@@ -24,10 +24,13 @@ def test_a_rebuilt_ema_is_the_carried_one(tmp_path: Path, capsys: pytest.Capture
     result = run(asked)
     directory = RunDirectory(asked.directory())
     training = restored(asked, directory)
-    kept = snapshots.found(directory.snapshots, training.averager)
+    kept = snapshots.list_snapshots(directory.snapshots, training.averager)
     assert [s.step for s, _ in kept] == list(range(25, 1001, 25)) * 2
     weights, fit = rebuild(
-        [s for s, _ in kept], snapshots.states([path for _, path in kept]), EMA(decay=0.99, debias=True), 1000
+        [s for s, _ in kept],
+        snapshots.load_states([path for _, path in kept]),
+        EMA(decay=0.99, debias=True),
+        1000,
     )
     exact = training.averager.export("ema_0.99")["theta"]
     raw = training.model.state_dict()["theta"]

@@ -24,7 +24,8 @@ from emabench.runs.directory import RunDirectory
 from emabench.runs.history import lines
 from emabench.runs.result import Result
 from emabench.training import checkpoint
-from emabench.training.run import Training, run
+from emabench.training.start import run
+from emabench.training.trainer import Trainer
 
 TASKS = sorted(path.stem for path in (conf_dir() / "task").glob("*.yaml"))
 
@@ -69,9 +70,9 @@ def assert_same(a: object, b: object, at: str = "") -> None:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Send this process SIGTERM in the middle of a step, as a scheduler would."""
-    inner = Training.__init__
+    inner = Trainer.__init__
 
-    def init(self: Training, *args: object, **kwargs: object) -> None:
+    def init(self: Trainer, *args: object, **kwargs: object) -> None:
         inner(self, *args, **kwargs)  # type: ignore[arg-type]
         train_step = self.task.train_step
 
@@ -82,7 +83,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
         self.task.train_step = counted  # type: ignore[assignment, method-assign]
 
-    monkeypatch.setattr(Training, "__init__", init)
+    monkeypatch.setattr(Trainer, "__init__", init)
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -113,7 +114,7 @@ def test_a_finished_run_is_not_run_again(
     whole: tuple[Config, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, result = whole
-    monkeypatch.setattr(Training, "__init__", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "__init__", lambda *_: pytest.fail("trained again"))
     assert run(config) == result
 
 
@@ -168,13 +169,13 @@ def test_rerun_begins_anew_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Also where training was not finished; from there on the same command goes on with what it began."""
     config = smoke("quadratic", tmp_path, "steps=20", "checkpoint.every=1")
     begun = []
-    inner = Training.begin
+    inner = Trainer.begin
 
-    def begin(self: Training) -> None:
+    def begin(self: Trainer) -> None:
         begun.append(self.step)
         inner(self)
 
-    monkeypatch.setattr(Training, "begin", begin)
+    monkeypatch.setattr(Trainer, "begin", begin)
     for stop in (12, 8):
         with monkeypatch.context() as patched, pytest.raises(Interrupted):
             stop_after(patched, stop)
@@ -233,7 +234,7 @@ def test_only_what_is_not_finite_is_divergence(tmp_path: Path, monkeypatch: pyte
 def test_a_failure_is_said_and_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = smoke("classification", tmp_path, "steps=4")
     with monkeypatch.context() as patched:
-        patched.setattr(Training, "_measure", lambda *_, **__: 1 / 0)
+        patched.setattr(Trainer, "_measure", lambda *_, **__: 1 / 0)
         with pytest.raises(RunFailed, match="ZeroDivisionError"):
             run(config)
     directory = RunDirectory(config.directory())

@@ -1,0 +1,116 @@
+"""`devices=N`: spawn N processes of this machine for one run, pass a signal on to them and wait for them.
+
+`torchrun -m emabench …` does the same over several machines; its processes call `start.run` themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from emabench import tasks
+from emabench.config import Config, checked
+from emabench.errors import Interrupted, RunFailed, UserError
+from emabench.runs.directory import RunDirectory
+from emabench.runs.result import Result
+from emabench.training import distributed
+from emabench.training.distributed import RankInfo
+from emabench.training.failures import RESUME
+from emabench.training.interruption import stop_if_parent_dies, stop_requests
+
+PATIENCE = 60.0  # seconds that the others have to end after one has died
+
+RunRank = Callable[[Config, RankInfo], Result]  # `start.run_rank`
+
+
+def check(config: Config, world_size: int) -> None:
+    """Raises UserError if this run cannot be trained by so many processes."""
+    task = tasks.load(config.task_name).Task
+    if config.parallel not in task.parallel:
+        if not task.parallel:
+            raise UserError(
+                f"devices={world_size}: task {config.task_name} trains in one process; use devices=1"
+            )
+        ways = ", ".join(sorted(task.parallel))
+        raise UserError(f"parallel={config.parallel}: task {config.task_name} supports only {ways}")
+    if config.parallel == "fsdp" and config.precision == "fp16":
+        raise UserError("precision=fp16: its loss scale does not support shards; use bf16 with parallel=fsdp")
+    if config.batch_size % world_size:
+        near = max(1, round(config.batch_size / world_size)) * world_size
+        raise UserError(
+            f"batch_size={config.batch_size}: cannot be divided among devices={world_size}; "
+            f"use batch_size={near}, or other devices"
+        )
+
+
+def run(config: Config, run_rank: RunRank) -> Result:
+    """The result of this run, trained by `config.devices` processes that call `run_rank`. Raises as `start.run` does."""
+    directory = RunDirectory(config.directory())
+    existing = directory.result()
+    if existing and existing.status != "failed" and not config.rerun:
+        return existing
+    check(config, config.devices)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    died = None
+    with stop_requests() as stop:
+        processes = mp.start_processes(
+            _process,
+            (config.model_dump(), run_rank, store.port),
+            config.devices,
+            join=False,
+            start_method="spawn",
+        )
+        signalled = False
+        try:
+            while not processes.join(timeout=0.5, grace_period=PATIENCE):
+                if stop and not signalled:
+                    # SIGTERM, which may come twice: after Ctrl-C the terminal has signalled them as well.
+                    signalled = True
+                    for pid in processes.pids():
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGTERM)
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            died = error
+        finally:
+            for process in processes.processes:
+                if process.is_alive():
+                    process.kill()
+    why = distributed.end_reason(store)
+    if stop and isinstance(died, mp.ProcessExitedException) and (why is None or died.signal_name):
+        # One was hit before it listened for signals, while it imported torch for example.
+        raise Interrupted(f"{directory.path}: stopped; {RESUME}")
+    result = directory.result()
+    failed = why is None or (result is not None and result.status == "failed")
+    if isinstance(died, mp.ProcessExitedException) and died.signal_name and failed:
+        # A killed process reports nothing: the others only noticed that it was gone.
+        raise RunFailed(
+            f"{directory.path}: process {died.error_index} of {config.devices} was ended by {died.signal_name}; "
+            f"{RESUME}"
+        ) from died
+    if why is not None:
+        raise why.error()
+    if died is not None:
+        raise RunFailed(f"{directory.path}: {died}") from died
+    if result is None:
+        raise Interrupted(f"{directory.path}: stopped; {RESUME}")
+    return result
+
+
+def _process(rank: int, data: dict[str, Any], run_rank: RunRank, port: int) -> None:
+    """One of the processes. It reports why it ends through the store, not through its exit status."""
+    stop_if_parent_dies(os.getppid())
+    config = checked(Config, data)
+    torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))  # the machine's, shared out
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    try:
+        run_rank(config, RankInfo(rank, config.devices, rank, store))
+    except (UserError, RunFailed, Interrupted):
+        if rank:
+            os._exit(0)  # no interpreter shutdown: whoever waits for this process notices immediately
