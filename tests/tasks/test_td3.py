@@ -148,9 +148,9 @@ def test_updates_are_those_of_a_plain_implementation(
     critics = torch.optim.Adam(plain.q.parameters(), lr=1e-3)
     actor = torch.optim.Adam(plain.actor.parameters(), lr=1e-3)
     used: list[tuple[Transitions, Tensor]] = []
-    inner = task.targets
+    inner = task.target_q
     monkeypatch.setattr(
-        task, "targets", lambda batch, noise: used.append((batch, noise)) or inner(batch, noise)
+        task, "target_q", lambda batch, noise: used.append((batch, noise)) or inner(batch, noise)
     )
     for step in range(9):
         logged = task.train_step(step)
