@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from emabench import plugins
 from emabench.commands.table import plan
 from emabench.compose import configuration
-from emabench.config import SCALES
+from emabench.config import SCALES, Config
 from emabench.errors import DONE, UserError
+from emabench.report.files import folder_for, page_of
+from emabench.runs.directory import RunDirectory
+from emabench.runs.result import DamagedResult
 from emabench.tables import spec
-from emabench.tables.gather import Run, Runs, all_runs
+from emabench.tables.gather import Run, Runs, all_runs, read_run_of
 from emabench.tables.judge import Judged, judge
 
 MOST_SEEDS = 1000
 
 
 def main(words: Sequence[str]) -> int:
-    """`emabench report [overrides]`: every table with its verdicts, and the runs that belong to none."""
+    """`emabench report [out=DIR] [overrides]`: every table with its verdicts, and the runs that belong to none."""
     page, runs, unreadable = write(words)
-    print(f"{runs} runs")
+    print(f"{runs} run{'' if runs == 1 else 's'}")
     for text in unreadable:
         print(f"not read: {text}")
     print(f"page    {page}")
@@ -29,6 +32,8 @@ def main(words: Sequence[str]) -> int:
 
 def write(words: Sequence[str]) -> tuple[Path, int, list[str]]:
     """Write the page; returns where it is, how many runs it is made from, and what could not be read."""
+    out = next((word[4:] for word in words if word.startswith("out=")), "")
+    words = [word for word in words if not word.startswith("out=")]
     results_dir = Path(configuration(words).results_dir)
     if not results_dir.is_dir():
         raise UserError(f"results_dir={results_dir}: is not there; nothing was measured in it")
@@ -47,7 +52,7 @@ def write(words: Sequence[str]) -> tuple[Path, int, list[str]]:
 
     from emabench.report import html
 
-    return html.write_report(judged, results_dir, others, unreadable), len(runs), unreadable
+    return html.write_report(judged, folder_for(results_dir, out), others, unreadable), len(runs), unreadable
 
 
 def _judged(table: spec.Table, there: Mapping[Path, Run], words: Sequence[str]) -> list[Judged]:
@@ -56,20 +61,52 @@ def _judged(table: spec.Table, there: Mapping[Path, Run], words: Sequence[str]) 
     for scale in SCALES:
         if not any((run.result.task, run.result.scale) == (table.task, scale) for run in there.values()):
             continue  # composing the arms' configurations, to ask for runs that cannot be there, is what takes long
-        runs = _runs(table, scale, there, [word for word in words if not word.startswith("scale=")])
+        runs = _runs(table, scale, there.get, [word for word in words if not word.startswith("scale=")])
         if any(run for by_seed in runs.values() for run in by_seed.values()):
             all_scales.append(judge(table, scale, runs, words))
     seeds = range(table.seed_count("small"))
     return all_scales or [judge(table, "small", {arm: dict.fromkeys(seeds) for arm in table.arms})]
 
 
-def _runs(table: spec.Table, scale: str, there: Mapping[Path, Run], words: Sequence[str]) -> Runs:
-    """The runs of the table's own seeds, and of as many more as were run."""
+def write_pages_of(config: Config, anew: bool = True) -> list[Path]:
+    """Write the pages of the tables that a run belongs to; returns where they are.
+
+    Only runs of these tables are read, however many others are next to them. Not `anew`: a page that is newer than
+    the run's result is left as it is.
+    """
+    results_dir = Path(config.results_dir)
+    result = RunDirectory(config.directory()).result_file
+    pages = []
+    for table in spec.of_task(config.task_name):
+        words = [f"results_dir={results_dir}"]
+        planned = plan(table, config.scale, [config.seed], words)
+        if config.directory() not in {by_seed[config.seed].directory() for by_seed in planned.values()}:
+            continue
+        page = page_of(table.name, config.scale, folder_for(results_dir))
+        if anew or not page.exists() or page.stat().st_mtime < result.stat().st_mtime:
+            from emabench.report import html
+
+            runs = _runs(table, config.scale, _readable, words)
+            html.write_table(judge(table, config.scale, runs, words), page.parent)
+        pages.append(page)
+    return pages
+
+
+def _readable(path: Path) -> Run | None:
+    try:
+        return read_run_of(path)
+    except (DamagedResult, OSError):
+        return None
+
+
+def _runs(table: spec.Table, scale: str, read: Callable[[Path], Run | None], words: Sequence[str]) -> Runs:
+    """The runs of the table's own seeds, and of as many more as were run. `read` gives the run of a directory."""
     planned = plan(table, scale, range(MOST_SEEDS), words)
-    count = table.seed_count(scale)
-    while count < MOST_SEEDS and any(by_seed[count].directory() in there for by_seed in planned.values()):
-        count += 1
-    return {
-        arm: {seed: there.get(by_seed[seed].directory()) for seed in range(count)}
-        for arm, by_seed in planned.items()
-    }
+    least, runs = table.seed_count(scale), {arm: dict[int, Run | None]() for arm in planned}
+    for seed in range(MOST_SEEDS):
+        at_seed = {arm: read(by_seed[seed].directory()) for arm, by_seed in planned.items()}
+        if seed >= least and not any(at_seed.values()):
+            break
+        for arm, run in at_seed.items():
+            runs[arm][seed] = run
+    return runs

@@ -13,7 +13,7 @@ from emabench.launch.plan import found
 from emabench.tables import spec
 from emabench.tables.gather import Runs
 
-USAGE = f"emabench table NAME [seeds=N] {many.USAGE} [--from FILE.json] [overrides]"
+USAGE = f"emabench table NAME [seeds=N] {many.USAGE} [--from FILE.json] [out=DIR] [overrides]"
 
 
 def main(words: Sequence[str]) -> int:
@@ -21,7 +21,7 @@ def main(words: Sequence[str]) -> int:
 
     Run what is missing, print measured beside reported, write the page. --dry-run: show what would run;
     --status: how far the runs are; --collect: judge what is there; --from FILE.json: judge the runs of a file that
-    a report wrote, running nothing. `emabench table numerics` is of rounding errors.
+    a report wrote, running nothing; out=DIR: where the page goes. `emabench table numerics` is of rounding errors.
     """
     if words and words[0] == "numerics":  # no training: rounding errors, measured in this process
         from emabench.bench import numerics
@@ -43,14 +43,20 @@ def main(words: Sequence[str]) -> int:
         return DONE
 
     from emabench.report import html, terminal
+    from emabench.report.files import folder_for
     from emabench.tables.judge import judge
 
     runs = gathered(planned)
     judged = judge(table, scale, runs, overrides)
 
     terminal.show(judged)
-    page = html.write_table(judged, Path(next(iter(named.values())).results_dir))
-    print(f"\npage    {page}")
+    folder = folder_for(Path(next(iter(named.values())).results_dir), options.out)
+    try:
+        print(f"\npage    {html.write_table(judged, folder)}")
+    except UserError as error:  # the results of a colleague, say: they are shown all the same
+        if options.out:
+            raise
+        print(f"\npage not written: {error}")
     there = [run.result.status for by_seed in runs.values() for run in by_seed.values() if run]
     lacking = len(named) - len(there) + there.count("failed")
     if lacking and not options.action:
@@ -81,6 +87,7 @@ def _show_file(table: spec.Table, file: Path, options: many.Options, overrides: 
             f"--from {file}: runs nothing, so neither seeds=, jobs= nor {options.action or 'an action'} apply"
         )
     from emabench.report import html, terminal
+    from emabench.report.files import folder_for
     from emabench.tables import records
     from emabench.tables.judge import judge
 
@@ -89,7 +96,7 @@ def _show_file(table: spec.Table, file: Path, options: many.Options, overrides: 
     words = [word for word in overrides if not word.startswith("results_dir=")]
     judged = judge(table, scale, runs, words)
     terminal.show(judged)
-    print(f"\npage    {html.write_table(judged, results_dir)}")
+    print(f"\npage    {html.write_table(judged, folder_for(results_dir, options.out))}")
     return DONE
 
 
@@ -139,7 +146,7 @@ def _read(words: Sequence[str]) -> tuple[str, many.Options, list[str]]:
     """NAME first; then the table's own words, everything else goes to every run."""
     if not words or "=" in words[0] or words[0].startswith("-"):
         raise UserError(f"{USAGE}: NAME is one of {', '.join(spec.names())}")
-    options, rest = many.read(words[1:], USAGE, ("seeds", *many.COUNTS))
+    options, rest = many.read(words[1:], USAGE, ("seeds", *many.COUNTS), takes_out=True)
     for word in rest:
         if (key := word.partition("=")[0]) in ("seed", "task"):
             raise UserError(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from emabench.compose import configuration
+from emabench.config import Config
 from emabench.errors import DONE, FAILED, UserError
 
 
@@ -37,26 +38,39 @@ def main(words: Sequence[str]) -> int:
     config = configuration(overrides)
 
     from emabench.launch.plan import found
-    from emabench.report import terminal
-    from emabench.training.start import run
 
     before = None if config.rerun else found(config)
-    result = run(config)
-    if os.environ.get("RANK", "0") != "0":  # torchrun: the first process speaks for all
+    done = before is not None and before.result.status != "failed"
+    # Where torchrun has started several processes they have to agree on that first.
+    if before is not None and done and os.environ.get("WORLD_SIZE", "1") == "1":
+        result = before.result
+    else:
+        from emabench.training.start import run
+
+        result = run(config)
+    if os.environ.get("RANK", "0") != "0":  # torchrun: the first process prints for all
         return DONE if result.status == "finished" else FAILED
-    if before and before.result == result:
+    if done:
         print(f"{result.status} before, not trained again (nor logged); rerun=true trains anew")
+
+    from emabench.report import terminal
+
     terminal.show_run(result)
     print(f"\nfiles   {config.directory()}")
     if result.status == "finished":
-        from emabench.commands import report
-
-        try:
-            page, _, _ = report.write([f"results_dir={config.results_dir}"])
-            print(f"page    {page}")
-        except Exception as error:  # of whatever lies there: this run is finished all the same
-            print(f"page    none: {error}")
+        _show_pages(config, done)
     return DONE if result.status == "finished" else FAILED
+
+
+def _show_pages(config: Config, done: bool) -> None:
+    """The pages of the tables that this run belongs to, written unless they are newer than the run."""
+    from emabench.commands import report
+
+    try:
+        for page in report.write_pages_of(config, anew=not done):
+            print(f"page    {page}")
+    except Exception as error:  # of whatever files there are: this run is finished all the same
+        print(f"page not written: {error}")
 
 
 def show_configuration(overrides: Sequence[str]) -> int:

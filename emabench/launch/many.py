@@ -31,9 +31,12 @@ class Options:
     cluster: str = "default"
     profile: dict[str, Any] = field(default_factory=dict)  # cluster.KEY=VALUE
     counts: dict[str, int] = field(default_factory=dict)  # COUNTS, and what else the verb counts
+    out: str = ""  # folder of the page; empty: below the results directory
 
 
-def read(words: Sequence[str], usage: str, counts: Sequence[str] = COUNTS) -> tuple[Options, list[str]]:
+def read(
+    words: Sequence[str], usage: str, counts: Sequence[str] = COUNTS, takes_out: bool = False
+) -> tuple[Options, list[str]]:
     """The options in these words, and the other words. Raises UserError.
 
     Hydra's spelling is understood as well: `hydra/launcher=slurm` (or `basic`: one after the other), and
@@ -59,6 +62,8 @@ def read(words: Sequence[str], usage: str, counts: Sequence[str] = COUNTS) -> tu
                 raise UserError(f"{word}: is neither local (this machine) nor slurm")
             if value == "basic":
                 options.counts["jobs"] = 1
+        elif key == "out" and takes_out and value:
+            options.out = value
         elif key == "cluster":
             options.cluster = value
         elif key.startswith("cluster."):

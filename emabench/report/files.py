@@ -6,11 +6,13 @@ import csv
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from emabench.errors import UserError
 from emabench.paths import COMMAND
 from emabench.report import format as say
-from emabench.runs.files import write_text
+from emabench.runs.files import NoRoom, write_text
 from emabench.tables import records
 from emabench.tables.judge import Judged, MeasuredRow
 from emabench.tables.statistics import Estimate
@@ -21,6 +23,7 @@ CSV_COLUMNS = (
     "against", "difference", "difference_low", "difference_high", "relative", "relative_low", "relative_high",
     "article", "published", "sources",
 )  # fmt: skip
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 TEX = {
     "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "β": r"$\beta$", "−": r"$-$", "±": r"$\pm$",
@@ -30,10 +33,37 @@ TEX = {
 }  # fmt: skip
 
 
+FOLDER = "report"  # below the results directory: pages, and numbers in other formats
+
+
+def folder_for(results_dir: Path, out: str = "") -> Path:
+    """Where pages are written: the folder that the user names by `out=`, else one below the results directory."""
+    return Path(out).expanduser() if out else results_dir / FOLDER
+
+
+def page_of(table: str, scale: str, folder: Path) -> Path:
+    """A table's page."""
+    return folder / f"{_stem(table, scale)}.html"
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises UserError where files cannot be written to the folder, which is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except NoRoom:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); out=DIR writes to another folder"
+        ) from error
+
+
 def write(judged: Judged, folder: Path) -> list[Path]:
     """Write `<table>.md`, `.tex`, `.csv` and `.json` (the runs, to be judged again); returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
+    folder.mkdir(parents=True, exist_ok=True)
     command = os.environ.get(COMMAND) or f"emabench table {judged.table.name}"
     texts = {"md": markdown(judged), "tex": latex(judged), "csv": as_csv(judged)}
     texts["json"] = records.to_json(judged, command)
@@ -46,7 +76,11 @@ def write(judged: Judged, folder: Path) -> list[Path]:
 
 def stem(judged: Judged) -> str:
     """The name of a table's files: those of different scales lie side by side."""
-    return judged.table.name if judged.scale == "small" else f"{judged.table.name}-{judged.scale}"
+    return _stem(judged.table.name, judged.scale)
+
+
+def _stem(table: str, scale: str) -> str:
+    return table if scale == "small" else f"{table}-{scale}"
 
 
 def markdown(judged: Judged) -> str:
@@ -120,8 +154,13 @@ def as_csv(judged: Judged) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    writer.writerows(_lines(judged))
+    writer.writerows(map(_plain_cells, _lines(judged)))
     return out.getvalue()
+
+
+def _plain_cells(cells: Sequence[object]) -> list[object]:
+    """Text that a spreadsheet would run as a formula begins with an apostrophe instead."""
+    return [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in cells]
 
 
 def _lines(judged: Judged) -> Iterator[list[object]]:

@@ -30,35 +30,36 @@ from emabench.tables.parts import Source
 from emabench.tables.statistics import FEWEST
 from emabench.tables.verdict import Kind
 
-FOLDER = "report"  # below the results directory
 EVIDENCE = {"V": "opened in the primary source", "V2": "seen in a copy that quotes it"}
 PICTURE_LIMIT = 400_000  # bytes of one picture: larger ones are named, not embedded
 
 
-def write_table(judged: Judged, results_dir: Path) -> Path:
-    """Write one table's page below a results directory, its numbers in other formats beside it; returns the page."""
-    folder = results_dir / FOLDER
-    files.write(judged, folder)
-    return _write(folder / f"{files.stem(judged)}.html", page([judged]))
+def write_table(judged: Judged, folder: Path) -> Path:
+    """Write one table's page to a folder, its numbers in other formats next to it; returns the page.
+
+    Raises UserError where the folder cannot be written to.
+    """
+    with files.writing(folder):
+        files.write(judged, folder)
+        path = files.page_of(judged.table.name, judged.scale, folder)
+        write_text(path, page([judged]))
+    return path
 
 
 def write_report(
-    judged: Sequence[Judged], results_dir: Path, others: Sequence[Run] = (), unreadable: Sequence[str] = ()
+    judged: Sequence[Judged], folder: Path, others: Sequence[Run] = (), unreadable: Sequence[str] = ()
 ) -> Path:
-    """Write the page over all tables below a results directory, and each table's numbers; returns the page.
+    """Write the page over all tables to a folder, and each table's numbers; returns the page.
 
-    `others` are runs of no table, `unreadable` says what could not be read.
+    `others` are runs of no table, `unreadable` says what could not be read. Raises UserError where the folder cannot
+    be written to.
     """
-    folder = results_dir / FOLDER
-    for each in judged:
-        if each.all_runs:
-            files.write(each, folder)
-    return _write(folder / "index.html", page(judged, others, unreadable))
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    with files.writing(folder):
+        for each in judged:
+            if each.all_runs:
+                files.write(each, folder)
+        path = folder / "index.html"
+        write_text(path, page(judged, others, unreadable))
     return path
 
 

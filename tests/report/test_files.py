@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,5 +47,13 @@ def test_files_are_written_by_scale(ddpm: Judged, tmp_path: Path) -> None:
         "ddpm_cifar10.md",
         "ddpm_cifar10.tex",
         "ddpm_cifar10.csv",
+        "ddpm_cifar10.json",
     ]
     assert files.stem(ddpm) == "ddpm_cifar10"
+
+
+def test_no_cell_of_a_spreadsheet_is_a_formula(ddpm: Judged) -> None:
+    text = files.as_csv(replace(ddpm, measured_with=dict.fromkeys(ddpm.table.metrics, '=HYPERLINK("x")')))
+    cells = [cell for line in csv.reader(io.StringIO(text)) for cell in line]
+    assert any(cell.startswith("'=HYPERLINK") for cell in cells)
+    assert not any(cell.startswith(("=", "+", "@", "\t")) for cell in cells)

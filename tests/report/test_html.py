@@ -144,7 +144,9 @@ def test_the_report_over_all_tables(ddpm: Judged, classifiers: Judged, tmp_path:
             run_id="small-seed0-lost",
         )
     )
-    path = html.write_report([ddpm, classifiers, law], tmp_path, [lone, lost], ["x/result.json: schema 7"])
+    path = html.write_report(
+        [ddpm, classifiers, law], tmp_path / "report", [lone, lost], ["x/result.json: schema 7"]
+    )
     page = check_self_contained(path.read_text())
     assert path == tmp_path / "report" / "index.html"
     cards = {value for tag, name, value in page.attributes if tag == "a" and name == "href"}
