@@ -183,7 +183,8 @@ class Profile:
     def describe(self, T: int | None = None) -> dict[str, float]:
         """What the knobs mean, in updates, after T updates.
 
-        half_life: age within which half of the weight lies (eq. 7 for an EMA); centre_of_mass: mean age;
+        half_life: age within which half of the weight lies (eq. 7 for an EMA); centre_of_mass: mean age (the
+        window is one more, see `window_of`);
         effective_samples: 1/Σw² (eq. 6 meant this); start_weight: weight left on the weights it began from;
         share: centre of mass as a share of T.
         """
@@ -202,6 +203,10 @@ class Profile:
             "start_weight": float(w[int(self.start)]) if self.from_initial and self.started(T) else 0.0,
             "share": centre / T if T else 0.0,
         }
+
+    def effective_window(self, T: int | None = None) -> float:
+        """The averaging window after T updates, see `window_of`."""
+        return self.describe(T)["centre_of_mass"] + 1.0
 
     # -- plain data -------------------------------------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:
@@ -232,6 +237,22 @@ class Profile:
     def _require_bound(self) -> None:
         if waiting := self.unbound():
             raise ValueError(f"{waiting} is relative to the run: call .bound(steps=…) on the profile first")
+
+
+def window_of(described: Mapping[str, float]) -> float | None:
+    """The averaging window in updates, from what `describe` gave: the mean age of the weights + 1.
+
+    This is the one definition that tables, reports and post-hoc curves use. An EMA has 1/(1 − β), the effective
+    window of the article's §1.3 and the EMA literature; the weights themselves have 1; a uniform mean of n has
+    (n + 1)/2; so averages with the same window lag training by the same number of updates. None if unknown.
+    """
+    centre = described.get("centre_of_mass")
+    return None if centre is None else centre + 1.0
+
+
+def window_of_decay(decay: float) -> float:
+    """`window_of` an EMA that has run long: 1/(1 − β)."""
+    return 1.0 / (1.0 - decay)
 
 
 def from_dict(plain: Mapping[str, Any] | Profile) -> Profile:

@@ -97,7 +97,7 @@ def _measured(training: Trainer, wanted: Profile) -> tuple[str, float, dict[str,
         metrics = dict(training.task.evaluate())
     about = {key: value for key, value in wanted.to_dict().items() if key in ASKED}
     name = " ".join(f"{key} {value:.6g}" for key, value in about.items())
-    return name, wanted.describe(training.config.steps)["centre_of_mass"] + 1, metrics, fit.moved
+    return name, wanted.effective_window(training.config.steps), metrics, fit.moved
 
 
 def _drawn(directory: RunDirectory, metric: str, points: list[tuple[float, float]]) -> str:

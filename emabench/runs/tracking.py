@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from emabench.averaging.profiles import window_of
 from emabench.config import Config, identity
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory
@@ -217,8 +218,7 @@ def _table(result: Result) -> Any:
 
 
 def _window(row: Row) -> float | None:
-    centre = (row.profile.get("describe") or {}).get("centre_of_mass")
-    return 1.0 if row.average == RAW else centre + 1.0 if centre is not None else None
+    return 1.0 if row.average == RAW else window_of(row.profile.get("describe") or {})
 
 
 def _pictures(artifacts: Path, averages: Sequence[str]) -> dict[str, Any]:

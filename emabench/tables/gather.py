@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from emabench.averaging.profiles import window_of
 from emabench.errors import RunFailed, UserError
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory, run_directories
@@ -39,11 +40,8 @@ class Run:
         return row.metrics.get(metric) if row else None
 
     def window(self, average: str) -> float | None:
-        """Over how many steps an average goes: its mean age + 1, which is 1/(1 − β) for an EMA and 1 for raw."""
-        if average == RAW:
-            return 1.0
-        centre = self.describe(average).get("centre_of_mass")
-        return centre + 1.0 if centre is not None else None
+        """The averaging window in steps, `averaging.profiles.window_of`; 1 for raw, None if unknown."""
+        return 1.0 if average == RAW else window_of(self.describe(average))
 
     def describe(self, average: str) -> Mapping[str, float]:
         """What the profile of an average amounts to (half-life, weight left on the start, …), as far as known."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 
+from emabench.averaging.profiles import window_of_decay
 from emabench.runs.result import DamagedResult
 from emabench.tables import spec
 from emabench.tables.claim import Claim, Unfit, Values
@@ -178,7 +179,9 @@ def _row(table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str]) -
     by_seed = runs.get(table.rows[key].arm, {})
     average, against = table.average(key, scale), table.against(key)
     decay = at_scale(table.rows[key].decay, scale)
-    windows = [run.window(average) if decay is None else 1 / (1 - decay) for run in by_seed.values() if run]
+    windows = [
+        run.window(average) if decay is None else window_of_decay(decay) for run in by_seed.values() if run
+    ]
     status = [run.result.status for run in by_seed.values() if run]
     cells = {}
     for metric in table.metrics:

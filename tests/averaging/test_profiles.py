@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from emabench.averaging import EMA, Mean, Warmup, from_dict
+from emabench.averaging import EMA, LAWA, Mean, Warmup, from_dict
+from emabench.averaging.profiles import window_of, window_of_decay
 
 
 def test_importing_profiles_does_not_import_torch():
@@ -100,6 +101,16 @@ def test_describe_an_ema():
     assert late["share"] == pytest.approx(99 / 5000)
     assert EMA(decay=0.9999).describe(1000)["start_weight"] == pytest.approx(0.9999**1000)
     assert EMA(decay=0.9999, debias=True).describe(1000)["start_weight"] == 0
+
+
+def test_the_window_is_the_mean_age_and_one():
+    assert EMA(decay=0.99).effective_window() == pytest.approx(100) == window_of_decay(0.99)
+    assert EMA(window=250).effective_window(20_000) == pytest.approx(250)
+    assert Mean().effective_window(9) == pytest.approx(5)
+    assert LAWA(k=3, every=10).effective_window(100) == pytest.approx(11)
+    assert EMA(decay=0.0).effective_window(5) == 1
+    assert window_of(EMA(decay=0.9).describe(500)) == pytest.approx(10)
+    assert window_of({}) is None
 
 
 @pytest.mark.parametrize(
