@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from emabench.audit.statement import Outcome, reported
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +71,7 @@ class Quadratic:
     def ema_variance(self, T: int | None = None) -> float:
         """Variance of the EMA after T steps from a fixed start; stationary with T left out."""
         b, r = self.beta, self.rho
-        if abs(r - b) < 1e-3:  # the closed form cancels there
+        if abs(r - b) < 1e-4 * (1 - max(b, r)):  # the closed form cancels there
             return self._ema_variance_summed(T)
         scale = self.eta**2 * self.sigma2 * (1 - b) ** 2 / (r - b) ** 2
         return scale * (_geometric(r * r, T) - 2 * _geometric(r * b, T) + _geometric(b * b, T))
@@ -78,10 +80,10 @@ class Quadratic:
         """The same as a sum over the noise of each past step."""
         import numpy as np
 
-        b, r = self.beta, self.rho
-        steps = math.ceil(40 / (1 - max(b, r))) if T is None else T
-        k = np.arange(min(steps, math.ceil(40 / (1 - max(b, r)))))
-        response = (1 - b) * r**k * np.cumsum((b / r) ** k)
+        low, high = sorted((self.beta, self.rho))
+        steps = math.ceil(40 / (1 - high))
+        k = np.arange(steps if T is None else min(T, steps))
+        response = (1 - self.beta) * high**k * np.cumsum((low / high) ** k)
         return float(self.eta**2 * self.sigma2 * (response**2).sum())
 
     def iterate_excess(self, T: int) -> float:
@@ -146,8 +148,32 @@ def search(cases: Iterable[tuple[str, float, float]]) -> Search:
 
 def number(value: float, digits: int = 3) -> str:
     """A number in a sentence."""
-    return f"{value:.{digits}g}".replace("-", "−")
+    rounded = float(f"{value:.{digits}g}")
+    whole = 10 ** (digits - 1) <= abs(rounded) < 1e7
+    return (f"{value:.0f}" if whole else f"{value:.{digits}g}").replace("-", "−")
 
 
 def percent(value: float, digits: int = 2) -> str:
-    return f"{100 * value:.{digits}g} %".replace("-", "−")
+    """A share as a percentage in a sentence."""
+    return f"{number(100 * value, digits)} %"
+
+
+def reported_rows(table: str) -> dict[str, dict[str, float]]:
+    """The article's numbers as conf/table/NAME.yaml carries them: by row, by metric."""
+    import yaml
+
+    from emabench.paths import conf_dir
+
+    spec = yaml.safe_load((conf_dir() / "table" / f"{table}.yaml").read_text(encoding="utf-8"))
+    return {key: row["reported"] for key, row in spec["rows"].items() if row.get("reported")}
+
+
+def same_as_table(printed: Mapping[str, Mapping[str, float]], table: str) -> Outcome:
+    """Are the article's numbers those that the table judges?"""
+    carried = reported_rows(table)
+    differing = [row for row, numbers in printed.items() if carried.get(row) != dict(numbers)]
+    return reported(
+        not differing,
+        f"the numbers that conf/table/{table}.yaml judges",
+        f"{len(printed)} rows, {'all the same' if not differing else 'other numbers in ' + ', '.join(differing)}",
+    )
