@@ -179,8 +179,8 @@ class Statement:
         return Effort(deep, zlib.crc32(self.id.encode()))
 
     def swapped(self) -> Statement:
-        """The same statement as if the article had printed the corrected form."""
-        return replace(self, printed=self.right)
+        """The same statement as if the article had printed the corrected form, and nothing were to correct."""
+        return replace(self, printed=self.right, right=None)
 
 
 def statement(id: str, section: str, says: str, **given: Any) -> Callable[[Check], Statement]:

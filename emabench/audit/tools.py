@@ -71,7 +71,7 @@ class Quadratic:
     def ema_variance(self, T: int | None = None) -> float:
         """Variance of the EMA after T steps from a fixed start; stationary with T left out."""
         b, r = self.beta, self.rho
-        if abs(r - b) < 1e-4 * (1 - max(b, r)):  # the closed form cancels there
+        if (r - b) ** 2 < 1e-5 * (1 - max(b, r)):  # the closed form cancels there
             return self._ema_variance_summed(T)
         scale = self.eta**2 * self.sigma2 * (1 - b) ** 2 / (r - b) ** 2
         return scale * (_geometric(r * r, T) - 2 * _geometric(r * b, T) + _geometric(b * b, T))

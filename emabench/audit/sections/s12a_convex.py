@@ -374,8 +374,8 @@ def steps_needed(steps: Form, effort: Effort) -> Outcome:
     for sigma2 in (0.0, 100.0):
         eps = 0.1
         T = math.ceil(8 * steps(1.0, 0.5, eps, sigma2))
-        etas = np.logspace(-6, -0.31, 40)
-        betas = [0.0, *(1 - np.logspace(-6, -0.3, 30))]
+        etas = np.logspace(-5, -0.31, 16)
+        betas = (0.0, 0.9, 0.99, 0.999, 0.9999)
         reached[sigma2] = (
             min(
                 2 * Quadratic(1.0, float(e), sigma2, float(b), 1.0).ema_excess(T) for e in etas for b in betas

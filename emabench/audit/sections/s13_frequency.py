@@ -94,7 +94,7 @@ def transformed(left: Form, effort: Effort) -> Outcome:
 
 def _against_discrete(response: Form, error_at: Form, beta: float = 0.9) -> tuple[float, float, float]:
     """Errors at f_c/10, f_c and at 1/2."""
-    return tuple(error_at(response, beta, f) for f in (cutoff(beta) / 10, cutoff(beta), 0.5))  # type: ignore[return-value]
+    return tuple(error_at(response, beta, f) for f in (cutoff(beta) / 10, cutoff(beta), 0.5))
 
 
 def _words(errors: tuple[float, float, float]) -> str:
