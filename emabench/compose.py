@@ -46,10 +46,10 @@ def configuration(overrides: Sequence[str]) -> Config:
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a sweep, in Hydra's order, before anything is composed. Raises UserError."""
-    return [list(job) for job in itertools.product(*map(_choices, parse(overrides)))]
+    return [list(job) for job in itertools.product(*map(choices, parse(overrides)))]
 
 
-def _choices(override: Override) -> list[str]:
+def choices(override: Override) -> list[str]:
     """One word for every value that an override gives its key."""
     key, line, value = override.get_key_element(), override.input_line or "", override.value()
     if not override.is_sweep_override():

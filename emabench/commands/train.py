@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from emabench.compose import configuration
 from emabench.config import Config
@@ -16,7 +17,10 @@ def main(words: Sequence[str]) -> int:
     if any(word in several for word in words):
         from emabench.launch.sweep import main as sweep
 
-        return sweep([word for word in words if word not in several])
+        status, results_dir = sweep([word for word in words if word not in several])
+        if results_dir is not None:
+            _show_report(results_dir)
+        return status
     flags = [word for word in words if word.startswith("-")]
     overrides = [word for word in words if not word.startswith("-")]
     for flag in flags:
@@ -27,6 +31,8 @@ def main(words: Sequence[str]) -> int:
                 f"{flag}: there is no such option; -m for a sweep, --cfg to see the configuration, --help"
             )
     for word in overrides:
+        if word.startswith("sweep="):
+            raise UserError(f"{word}: is for several runs; add -m (emabench -m {word} …)")
         if word.startswith(
             ("launcher=", "hydra/launcher=", "cluster=", "cluster.", "jobs=", "runs_per_job=")
         ):
@@ -70,6 +76,16 @@ def _show_pages(config: Config, done: bool) -> None:
         for page in report.write_pages_of(config, anew=not done):
             print(f"page    {page}")
     except Exception as error:  # of whatever files there are: this run is finished all the same
+        print(f"page not written: {error}")
+
+
+def _show_report(results_dir: Path) -> None:
+    """The page of everything measured, after a sweep."""
+    from emabench.commands import report
+
+    try:
+        print(f"page    {report.write([f'results_dir={results_dir}'])[0]}")
+    except Exception as error:  # as above
         print(f"page not written: {error}")
 
 
