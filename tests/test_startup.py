@@ -35,3 +35,25 @@ def test_training_loads_no_library_it_does_not_use(task: str, tmp_path: Path) ->
     assert "torch" in modules
     heavy = {"torch._dynamo", "torchvision", "torchmetrics", "transformers", "diffusers", "sklearn", "pandas"}
     assert not modules & {*heavy, "scipy.stats", "scipy.special", "wandb", "matplotlib"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    assert imported(folder, ["task=quadratic", "scale=smoke", "device=cpu"])[0] == [0]
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["task=quadratic", "scale=smoke", "device=cpu"],
+        ["table", "variance_law", "scale=smoke", "--status"],
+        ["-m", "task=quadratic", "scale=smoke", "seed=0,1", "--dry-run"],
+        ["list"],
+    ],
+)
+def test_looking_at_what_is_there_needs_neither_torch_nor_numpy(words: list[str], finished: Path) -> None:
+    statuses, modules = imported(finished, words)
+    assert statuses == [0]
+    assert not modules & {"torch", "numpy", "scipy", "submitit", "wandb", "sklearn"}

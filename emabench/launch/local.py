@@ -13,16 +13,9 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from emabench.config import Config
 from emabench.errors import DONE, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
@@ -30,6 +23,9 @@ from emabench.launch.plan import check, found
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory
 from emabench.training.interruption import StopRequest, stop_requests
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 STOPPED = "stopped; the same command goes on from there"
 LOOK = 2.0  # seconds between two looks at how far runs are
@@ -91,6 +87,9 @@ class Watch:
     def __init__(self, console: Console, total: int, names: Mapping[Path, str]) -> None:
         self.names, self.total, self.count, self.began = names, total, 0, time.monotonic()
         self.looked = -LOOK
+
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(20),

@@ -20,20 +20,25 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, Self
 
-import submitit
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from emabench import plugins
 from emabench.config import Config, Count, Positive, Section, checked
 from emabench.errors import INTERRUPTED, Interrupted, RunFailed, UserError, nearest
+from emabench.late import Late
 from emabench.launch.local import missing, run_missing
 from emabench.launch.plan import check
 from emabench.paths import conf_dir
 from emabench.runs.directory import RunDirectory
 from emabench.runs.files import read_yaml, write_text
 from emabench.training.interruption import was_interrupted
+
+if TYPE_CHECKING:
+    import submitit
+else:
+    submitit = Late("submitit")
 
 # An account of digits alone is a word all the same.
 Word = Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)]

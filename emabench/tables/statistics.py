@@ -12,9 +12,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
-import numpy as np
-import scipy  # its parts load when they are used: scipy.stats takes seconds
+from emabench.late import Late
+
+if TYPE_CHECKING:
+    import numpy as np
+    import scipy
+else:  # a run that is shown, and `--status`, need neither
+    np, scipy = Late("numpy"), Late("scipy")
 
 ALPHA = 0.05  # chance of a false statement, for a whole table
 POWER = 0.8  # with which the number of seeds named would decide
