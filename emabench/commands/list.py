@@ -74,7 +74,7 @@ def _task(item: Item) -> str:
 
 def _table(item: Item) -> str:
     spec = yaml.safe_load(item.path.read_text(encoding="utf-8"))
-    return f"{spec.get('title', '')} (§{spec.get('section', '?')})"
+    return f"{spec.get('title', '')}{f' (§{section})' if (section := spec.get('section')) else ''}"
 
 
 def _comment(item: Item) -> str:

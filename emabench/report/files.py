@@ -86,7 +86,7 @@ def _stem(table: str, scale: str) -> str:
 def markdown(judged: Judged) -> str:
     """Numbers and verdicts as Markdown."""
     table = judged.table
-    lines = [f"## {table.title} (§{table.section})", "", table.question, ""]
+    lines = [f"## {table.title}{f' (§{table.section})' if table.section else ''}", "", table.question, ""]
     lines += [
         f"Scale {judged.scale}, {judged.seeds} seeds, {len(judged.all_runs)} runs. {_caption(judged)}",
         "",
@@ -138,7 +138,7 @@ def latex(judged: Judged) -> str:
             "\\midrule",
         ]
         lines += [_ampersand(_cells(judged, row, metric)) for row in judged.rows.values()]
-    caption = f"{table.title}, §{table.section}. Scale {judged.scale}. {_caption(judged)}"
+    caption = f"{table.heading}. Scale {judged.scale}. {_caption(judged)}"
     lines += [
         "\\bottomrule",
         "\\end{tabular}",

@@ -34,9 +34,7 @@ def show(judged: Judged, console: Console | None = None) -> None:
     """A table with what was measured, what is reported and published, and the verdicts."""
     console = console or _console()
     table = judged.table
-    console.print(
-        f"\n[bold]{table.title}[/]  §{table.section} of the article · scale {judged.scale}", highlight=False
-    )
+    console.print(f"\n[bold]{table.title}[/]  {table.where} · scale {judged.scale}", highlight=False)
     console.print(f"[dim]{table.question}[/]", highlight=False)
     if judged.all_runs:
         runs, seeds = len(judged.all_runs), judged.seeds
@@ -273,7 +271,7 @@ def _footnotes(judged: Judged) -> list[str]:
 
 def _said(table: spec.Table) -> Grid:
     """What article and literature say, without measurements."""
-    grid = _grid(title=f"{table.title}, §{table.section}: as reported and as published")
+    grid = _grid(title=f"{table.heading}: as reported and as published")
     grid.add_column("row", no_wrap=True)
     metrics = [m for m in table.metrics if table.says(m)]
     for metric in metrics:

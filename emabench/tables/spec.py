@@ -28,7 +28,7 @@ class Table(Section):
 
     name: str
     title: str
-    section: str
+    section: str = ""  # of the article; empty for a table of the user's own
     question: str
     task: str
     metrics: Annotated[dict[str, Metric], Field(min_length=1)]  # the main one first
@@ -85,6 +85,16 @@ class Table(Section):
             if note.metric:
                 yield "notes.metric", note.metric, metrics
             yield from (("notes.row", key, rows) for key in note.rows)
+
+    @property
+    def where(self) -> str:
+        """What a reader is told of where the claims are made."""
+        return f"§{self.section} of the article" if self.section else "own table"
+
+    @property
+    def heading(self) -> str:
+        """The title with the section, where there is one."""
+        return f"{self.title}, §{self.section}" if self.section else self.title
 
     def words(self, arm: str, scale: str) -> list[str]:
         """The overrides of one arm's trajectories, without the seed."""

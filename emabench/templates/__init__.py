@@ -1,0 +1,1 @@
+"""What `emabench new` copies into a user's folder, with NAME replaced. These files are checked like all others."""
