@@ -151,6 +151,46 @@ class TrainingLoop:
         self.ema_model.restore()
 """
 
+TRAINING_LOOP_RIGHT = """\
+from math import cos, pi
+
+
+class TrainingLoop:
+    def __init__(self, model, optimizer, lr_base, ema_decay=0.999, max_norm=1.0):
+        self.model = model
+        self.optimizer = optimizer
+        self.lr_base = lr_base
+        self.ema_decay = ema_decay
+        self.max_norm = max_norm
+        self.ema_model = EMA(model, decay=ema_decay)  # the corrected class of section 9.2
+
+    def train_step(self, batch, step, total_steps):
+        warmup_steps = int(0.1 * total_steps)
+        if step < warmup_steps:
+            lr = self.lr_base * (step + 1) / warmup_steps
+            beta = self.ema_decay * (step + 1) / warmup_steps
+        else:
+            lr = self.lr_base * 0.5 * (1 + cos(pi*(step-warmup_steps)/(total_steps-warmup_steps)))
+            beta = self.ema_decay
+
+        for param_group in self.optimizer.param_groups:
+            param_group['lr'] = lr
+
+        loss = self.model(batch)  # a model that returns its loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=self.max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema_model.update(decay=beta)
+
+    def evaluate(self, val_loader):
+        self.ema_model.apply_shadow()
+        with torch.no_grad():
+            for batch in val_loader:
+                predictions = self.model(batch)
+        self.ema_model.restore()
+"""
+
 
 def executed(source: str, **names: Any) -> dict[str, Any]:
     """The names after running a listing in which these are known."""
