@@ -203,3 +203,23 @@ def test_two_folders_do_not_mix(folder: Path, tmp_path: Path) -> None:
     with plugins.using([folder, other]):
         assert (tasks.load("first").VALUE, tasks.load("second").VALUE) == ("mine", "other")
         assert "_helper" not in plugins.find("tasks")
+
+
+def test_a_type_of_claim_of_a_folder_is_judged(folder: Path, tmp_path: Path, capfd) -> None:
+    (folder / "claims").mkdir()
+    (folder / "claims" / "clearly_better.py").write_text(
+        "from typing import Literal\n"
+        "from emabench.tables.claims.difference import Difference\n\n\n"
+        "class ClearlyBetter(Difference):\n"
+        '    type: Literal["clearly_better"]\n'
+    )
+    (folder / "claims" / "torn.py").write_text("import nothing_of_that_name\n")
+    table = folder / "conf" / "table" / "bowl_law.yaml"
+    claim = "  - {type: clearly_better, text: mine, metric: excess_loss, row: b9, over: raw, margin: 1%, article: better}"
+    table.write_text(table.read_text().replace("claims:\n", f"claims:\n{claim}\n"))
+    words = ["table", "bowl_law", "scale=smoke", "seeds=2", "jobs=1", f"results_dir={tmp_path / 'results'}"]
+    assert run(*words, "--path", str(folder)) == 0
+    assert "left out" in capfd.readouterr().err
+    page = (tmp_path / "results" / "report" / "bowl_law-smoke.html").read_text()
+    assert "mine" in page
+    assert run("table", "variance_law", "--dry-run") == 0

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from emabench import plugins
 from emabench.config import SCALES, Section, checked
 from emabench.errors import UserError, nearest
 from emabench.runs.files import read_yaml
 from emabench.runs.result import RAW
+from emabench.tables import claims
 from emabench.tables.claims import AnyClaim
 from emabench.tables.parts import Metric, Note, Overrides, Published, Scale, Source, TableRow, at_scale
 
@@ -172,9 +173,18 @@ def read(path: Path) -> Table:
     if not isinstance(data, dict):
         raise UserError(f"{path}: is not a table; it begins with title: …")
     try:
-        return checked(Table, {"name": path.stem, **data})
+        return checked(_table_type(), {"name": path.stem, **data})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _table_type() -> type[Table]:
+    """`Table`, with the types of claims that are not the package's own, where there are any."""
+    outside = claims.outside_types()
+    if not outside:
+        return Table
+    any_claim = claims.any_of([*claims.types(), *outside])
+    return create_model("Table", __base__=Table, claims=(list[any_claim], ...))  # type: ignore[valid-type]
 
 
 def of_task(task: str) -> list[Table]:
