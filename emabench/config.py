@@ -70,7 +70,9 @@ class ClipConfig(Section):
 class EmaConfig(Section):
     """The moving averages that a run carries, or the target network of an active task."""
 
-    decay: float | list[float] = Field(description="a number, or a list: several averages of one training")
+    decay: float | list[float] | None = Field(
+        description="a number, or a list: several averages of one training; null: none"
+    )
     every: Count = Field(description="update every so many steps, with decay^every")
     start: int = Field(ge=0, description="steps before the first update")
     warmup: Any = Field(
@@ -88,6 +90,8 @@ class EmaConfig(Section):
     @field_validator("decay", mode="before")
     @classmethod
     def _decays(cls, value: Any) -> Any:
+        if value is None:
+            return None
         values = value if isinstance(value, list) else [value]
         if not values:
             raise ValueError("is an empty list; give a decay, or several")
@@ -103,6 +107,8 @@ class EmaConfig(Section):
 
     @model_validator(mode="after")
     def _one_decay_if_active(self) -> Self:
+        if self.active and self.decay is None:
+            raise ValueError("decay=null: training depends on this average; give a decay, 0 for no averaging")
         if self.active and isinstance(self.decay, list):
             sweep = ",".join(f"{decay:g}" for decay in self.decay)
             raise ValueError(
@@ -110,6 +116,17 @@ class EmaConfig(Section):
                 f"use -m ema.decay={sweep}"
             )
         return self
+
+
+class SupportsConfig(Section):
+    """What the task supports; set in its YAML, so that a run is refused before anything is imported"""
+
+    precision: list[Literal["fp32", "bf16", "fp16"]] = Field(
+        default=["fp32", "bf16", "fp16"], description="values of precision"
+    )
+    parallel: list[Literal["ddp", "fsdp"]] = Field(
+        default=[], description="values of parallel with devices above 1; []: one process only"
+    )
 
 
 class EvaluateConfig(Section):
@@ -160,11 +177,15 @@ class Config(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         description="fp32, bf16, fp16: autocast of the forward passes; weights stay fp32"
     )
+    task_version: Count = Field(
+        1, description="set by the task's YAML, raised whenever its numbers change; part of run_id"
+    )
     compile: bool = Field(description="true: torch.compile for forward and backward passes")
     channels_last: bool = Field(
         False, description="memory format of image networks; faster on most GPUs with bf16 or fp16"
     )
 
+    supports: SupportsConfig = SupportsConfig()
     results_dir: str = Field(min_length=1, description="runs lie in <results_dir>/<task>/<run_id>/")
     data_dir: str = Field(min_length=1, description="where data sets are looked for and downloaded to")
     device: str = Field(description="auto, cpu, cuda, cuda:1")
@@ -204,8 +225,40 @@ class Config(Section):
         return str(self.task["name"])
 
     def decays(self) -> list[float]:
-        """The decays asked for, as a list in every case."""
+        """The decays asked for, as a list in every case; empty for ema.decay=null."""
+        if self.ema.decay is None:
+            return []
         return self.ema.decay if isinstance(self.ema.decay, list) else [self.ema.decay]
+
+    def check_supported(self, world_size: int | None = None) -> None:
+        """Refuse a precision or a number of processes that the task does not support. Raises UserError.
+
+        Args:
+            world_size: Processes that train the run, where they were not started by `devices`.
+        """
+        world_size, task = world_size or self.devices, self.task_name
+        if self.precision not in self.supports.precision:
+            raise UserError(
+                f"precision={self.precision}: task {task} supports only {', '.join(self.supports.precision)}"
+            )
+        if world_size == 1:
+            return
+        if not self.supports.parallel:
+            raise UserError(f"devices={world_size}: task {task} trains in one process; use devices=1")
+        if self.parallel not in self.supports.parallel:
+            raise UserError(
+                f"parallel={self.parallel}: task {task} supports only {', '.join(self.supports.parallel)}"
+            )
+        if self.parallel == "fsdp" and self.precision == "fp16":
+            raise UserError(
+                "precision=fp16: its loss scale does not support shards; use bf16 with parallel=fsdp"
+            )
+        if self.batch_size % world_size:
+            near = max(1, round(self.batch_size / world_size)) * world_size
+            raise UserError(
+                f"batch_size={self.batch_size}: cannot be divided among devices={world_size}; "
+                f"use batch_size={near}, or other devices"
+            )
 
     def profiles(self) -> dict[str, profiles.Profile]:
         """The passive averages of this run by name. An active task's decay belongs to its target network."""
@@ -286,7 +339,7 @@ def _search_average(kind: str) -> None:
 
 profiles.SEARCH.append(_search_average)
 
-PRIVATE = {"results_dir", "data_dir", "device", "devices", "parallel", "workers"}
+PRIVATE = {"supports", "results_dir", "data_dir", "device", "devices", "parallel", "workers"}
 PRIVATE |= {"checkpoint", "log", "log_every", "log_weights", "group", "rerun"}
 
 
@@ -318,7 +371,9 @@ def bind(composed: DictConfig) -> Config:
         data = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
-    return checked(Config, data)
+    config = checked(Config, data)
+    config.check_supported()
+    return config
 
 
 def checked(kind: type[S], data: Any, at: str = "") -> S:

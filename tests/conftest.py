@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest.register_assert_rewrite("emabench.testing.suite")
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The words a test leaves by `record_property("summary", …)`: also those of other processes (xdist)."""

@@ -93,6 +93,26 @@ def test_active_average_takes_one_decay() -> None:
     assert config("ema.active=true", "ema.decay=0.9").profiles() == {}
 
 
+def test_no_average_is_a_decay_of_null() -> None:
+    assert config("ema.decay=null").profiles() == {}
+    with pytest.raises(UserError, match=r"ema\.decay=null: training depends on this average"):
+        config("ema.active=true", "ema.decay=null")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=quadratic", "precision=bf16"], "precision=bf16: task quadratic supports only fp32"),
+        (["task=td3", "devices=2"], "devices=2: task td3 trains in one process; use devices=1"),
+        (["task=bert", "devices=2", "parallel=fsdp"], "parallel=fsdp: task bert supports only ddp"),
+        (["task=ddpm", "devices=3"], "batch_size=32: cannot be divided among devices=3; use batch_size=33"),
+    ],
+)
+def test_what_a_task_does_not_support_is_refused_by_the_configuration(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        configuration(words)
+
+
 def test_run_id_is_of_what_decides_the_result() -> None:
     base = config("ema.decay=0.9")
     assert (
@@ -104,7 +124,7 @@ def test_run_id_is_of_what_decides_the_result() -> None:
         "steps=9",
         "optimizer.lr=0.5",
         "ema.debias=false",
-        "precision=bf16",
+        "task_version=2",
         "channels_last=true",
         "ema.compensated=true",
     ):
@@ -115,7 +135,7 @@ def test_a_key_that_came_later_leaves_older_runs_what_they_were() -> None:
     now = config("ema.decay=0.9", "devices=1", "channels_last=false", "ema.compensated=false")
     before = now.model_dump()
     del before["ema"]["compensated"]
-    for key in ("channels_last", "devices", "parallel", "log_weights"):
+    for key in ("channels_last", "devices", "parallel", "log_weights", "supports", "task_version"):
         del before[key]
     assert Config.model_validate(before).run_id() == now.run_id()
     assert "channels_last" not in identity(now)

@@ -27,10 +27,6 @@ def check(configs: Iterable[Config]) -> None:
         module = tasks.load(config.task_name)
         options = checked(module.Options, config.task, at="task")
         module.Task.check(options, config.batch_size)
-        if config.devices > 1:
-            from emabench.training import spawn  # imports torch, as the task has by now
-
-            spawn.check(config, config.devices)
         name, data_dir = config.task.get("data"), Path(config.data_dir)
         if name in catalog.DATASETS and not catalog.found(name, data_dir):
             catalog.located(name, data_dir)  # says where it was looked for, and how to get it

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from emabench.metrics.precision import full_precision
+
 
 def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Each feature with the mean 0 and the deviation 1 that it has in `train`; one that never varies becomes 0."""
@@ -22,6 +24,7 @@ def top1(scores: Tensor, y: Tensor) -> float:
     return 100 * float((scores.argmax(1) == y).double().mean())
 
 
+@full_precision
 def ridge(train: Tensor, test: Tensor, y: Tensor, classes: int, penalty: float) -> Tensor:
     """Scores (N, classes) of least squares on one-hot classes with penalty · |W|², the intercept free."""
     x, wanted = train.double(), F.one_hot(y, classes).double()
@@ -33,6 +36,7 @@ def ridge(train: Tensor, test: Tensor, y: Tensor, classes: int, penalty: float) 
     return (test.double() - mean_x) @ weights + mean_y
 
 
+@full_precision
 @torch.enable_grad()
 def logistic(
     train: Tensor, test: Tensor, y: Tensor, classes: int, penalty: float, steps: int = 500
@@ -54,6 +58,7 @@ def logistic(
     return F.linear(test, weight, bias).detach()
 
 
+@full_precision
 def neighbours(
     train: Tensor, test: Tensor, y: Tensor, classes: int, k: int, temperature: float, at_once: int = 1000
 ) -> Tensor:

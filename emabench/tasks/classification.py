@@ -79,7 +79,6 @@ class Task(base.Task):
         "top5": Direction.HIGHER,
         "nll": Direction.LOWER,
     }
-    parallel: ClassVar[frozenset[str]] = frozenset({"ddp", "fsdp"})
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
@@ -100,10 +99,12 @@ class Task(base.Task):
     def averaged(self) -> nn.Module:
         return self.model
 
-    def train_step(self, step: int) -> Mapping[str, Tensor | float]:
-        x, y = self.data.batch(step)
-        with self.context.autocast():
-            logits = self.trained(x)
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.data.batch(step)
+
+    def train_step(self, batch: tuple[Tensor, Tensor], step: int) -> Mapping[str, Tensor | float]:
+        x, y = batch
+        logits = self.trained(x)
         loss = F.cross_entropy(logits.float(), y)
         norm = self.optimizer.step(loss, step)
         return {"loss": loss} | ({} if norm is None else {"grad_norm": norm})
@@ -111,8 +112,7 @@ class Task(base.Task):
     def evaluate(self) -> Mapping[str, float]:
         outputs = []
         for x, y in self.data.test():
-            with self.context.autocast():
-                outputs.append((self.model(x).float(), y))
+            outputs.append((self.model(x).float(), y))
         logits, labels = (torch.cat(part) for part in zip(*outputs, strict=True))
         top = {f"top{k}": top_k(logits, labels, k) for k in (1, 5)[: len(self.metrics) - 1]}
         return {**top, "nll": float(F.cross_entropy(logits, labels))}
@@ -194,20 +194,15 @@ class _Folders:
         return folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers, rank, world_size)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        return self._to_device(self.stream.batch(step))
+        return self.stream.batch(step)
 
     def first(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
         stream = self._stream(0, 1)  # separate from the one that training reads
-        return (self._to_device(stream.batch(step)) for step in range(batches))
+        return (stream.batch(step) for step in range(batches))
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         workers = self.context.workers
-        return map(self._to_device, folders.in_order(self.held_out, self.context.batch_size, workers))
-
-    def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, y = batch
-        device = self.context.device
-        return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        return map(self.context.to_device, folders.in_order(self.held_out, EVALUATION_BATCH, workers))
 
 
 def _with_noise(labels: Tensor, classes: int, fraction: float, context: base.Context) -> Tensor:

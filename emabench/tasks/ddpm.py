@@ -89,7 +89,6 @@ class Task(base.Task):
     """A DDPM, measured by the FID and IS of what its weights sample."""
 
     metrics: ClassVar[Mapping[str, Direction]] = {"fid": Direction.LOWER, "is": Direction.HIGHER}
-    parallel: ClassVar[frozenset[str]] = frozenset({"ddp", "fsdp"})
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context, self.device = options, context, context.device
@@ -120,7 +119,8 @@ class Task(base.Task):
     def averaged(self) -> nn.Module:
         return self.model
 
-    def train_step(self, step: int) -> Mapping[str, Tensor | float]:
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, the noise to add, and the time steps to add it for."""
         rng = self.context.generator("noise", step, self.device)
         x = self.images[self.batches.indices(step).to(self.device)]
         if self.options.flip:
@@ -128,9 +128,11 @@ class Task(base.Task):
             x = torch.where(flipped, x.flip(3), x)
         noise = torch.randn(x.shape, generator=rng, device=self.device)
         t = torch.randint(self.options.timesteps, (len(x),), generator=rng, device=self.device)
-        x, noise, t = (self.context.shard(each) for each in (x, noise, t))
-        with self.context.autocast():
-            predicted = self.trained(self.noise.add_noise(x, noise, t), t).sample
+        return self.context.shard(x), self.context.shard(noise), self.context.shard(t)
+
+    def train_step(self, batch: tuple[Tensor, Tensor, Tensor], step: int) -> Mapping[str, Tensor | float]:
+        x, noise, t = batch
+        predicted = self.trained(self.noise.add_noise(x, noise, t), t).sample
         loss = F.mse_loss(predicted.float(), noise)
         norm = self.optimizer.step(loss, step)
         return {"loss": loss} | ({} if norm is None else {"grad_norm": norm})
@@ -152,8 +154,7 @@ class Task(base.Task):
         scheduler.set_timesteps(self.options.sampling_steps)
         x = torch.randn((count, *self.images.shape[1:]), generator=rng, device=self.device)
         for t in scheduler.timesteps:
-            with self.context.autocast():
-                noise = self.model(x, t.to(self.device)).sample
+            noise = self.model(x, t.to(self.device)).sample
             x = scheduler.step(noise.float(), t, x, generator=rng).prev_sample
         return ((x + 1) * 127.5).round().clamp(0, 255).byte().cpu()
 

@@ -175,7 +175,6 @@ class Task(base.Task):
         "perplexity": Direction.LOWER,  # of the validation text, per token
         "test_perplexity": Direction.LOWER,
     }
-    parallel: ClassVar[frozenset[str]] = frozenset({"ddp"})  # nt_asgd reads the weights
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
@@ -224,18 +223,21 @@ class Task(base.Task):
     def compiled(self) -> Sequence[nn.Module]:
         return [self.model, *([self.mean_model] if self.options.nt_asgd else [])]
 
-    def train_step(self, step: int) -> Mapping[str, Tensor | float]:
-        options = self.options
+    def batch(self, step: int) -> Tensor:
+        """The next chunk of every stream and the token after it: ids [streams, tokens + 1]."""
+        start, length = self.chunks.at(step)
+        return self.train.windows(self.stream_starts + start, length + 1)
+
+    def train_step(self, batch: Tensor, step: int) -> Mapping[str, Tensor | float]:
+        options, ids = self.options, batch
         start, length = self.chunks.at(step)
         if start == 0:
             self.hidden = self.model.initial_state(len(self.stream_starts))
-        ids = self.train.windows(self.stream_starts + start, length + 1)
         self.model.train()
-        with self.context.autocast():
-            logits, dropped, raw, self.hidden = self.trained(ids[:, :-1], self.hidden)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
-            penalty = options.activation * dropped.float().square().mean()
-            penalty = penalty + options.slowness * (raw[:, 1:] - raw[:, :-1]).float().square().mean()
+        logits, dropped, raw, self.hidden = self.trained(ids[:, :-1], self.hidden)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        penalty = options.activation * dropped.float().square().mean()
+        penalty = penalty + options.slowness * (raw[:, 1:] - raw[:, :-1]).float().square().mean()
         # A short chunk counts for less. AWD-LSTM scales the rate instead: the same where nothing is clipped; where the
         # norm is, a short chunk's step is as long as another's here.
         norm = self.optimizer.step((loss + penalty) * (length / options.bptt), step)
@@ -269,8 +271,7 @@ class Task(base.Task):
         total = torch.zeros((), dtype=torch.float64, device=self.context.device)
         for start in range(0, length, chunk):
             ids = text.windows(starts + start, min(chunk, length - start) + 1)
-            with self.context.autocast():
-                logits, _, _, hidden = model(ids[:, :-1], hidden)
+            logits, _, _, hidden = model(ids[:, :-1], hidden)
             total += F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
         return float(total.detach()) / (streams * length)
 

@@ -28,6 +28,7 @@ from emabench.data import catalog, folders, images
 from emabench.data.batches import Batches
 from emabench.errors import UserError
 from emabench.metrics import probes
+from emabench.metrics.precision import full_precision
 from emabench.tasks import base
 from emabench.tasks.base import Direction
 
@@ -87,6 +88,7 @@ class Encoder(nn.Module):
         return F.normalize(self.head(self.trunk(x)).float(), dim=1)
 
 
+@full_precision
 def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """InfoNCE: −log of the share that a query's own key has among its key and all negatives, mean over queries.
 
@@ -104,7 +106,6 @@ class Task(base.Task):
         "linear_probe": Direction.HIGHER,
         "knn": Direction.HIGHER,
     }
-    parallel: ClassVar[frozenset[str]] = frozenset({"ddp"})  # the target network follows whole weights
 
     @classmethod
     def check(cls, options: Options, batch_size: int) -> None:
@@ -141,11 +142,14 @@ class Task(base.Task):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def train_step(self, step: int) -> Mapping[str, Tensor | float]:
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Which images make up the whole batch, and two views of this process's shard of them."""
+        return self.data.batch(step)
+
+    def train_step(self, batch: tuple[Tensor, Tensor, Tensor], step: int) -> Mapping[str, Tensor | float]:
         shard = self.context.shard
-        indices, first, second = self.data.batch(step)
-        with self.context.autocast():
-            queries = self.trained(first)
+        indices, first, second = batch
+        queries = self.trained(first)
         if self.options.method == "bank":
             keys, negatives = self.memory[indices], self._bank_negatives(step)
         else:
@@ -170,8 +174,7 @@ class Task(base.Task):
         """
         order = torch.randperm(len(x), generator=self.context.generator("moco shuffle", step)).to(x.device)
         groups = x[self.context.shard(order)].chunk(max(1, self.options.shuffle // self.context.world_size))
-        with self.context.autocast():
-            keys = self.context.all_gather(torch.cat([self.target(group) for group in groups]))
+        keys = self.context.all_gather(torch.cat([self.target(group) for group in groups]))
         return torch.empty_like(keys).index_copy_(0, order, keys)
 
     def _bank_negatives(self, step: int) -> Tensor:
@@ -194,8 +197,7 @@ class Task(base.Task):
     def _features(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         outputs = []
         for x, y in batches:
-            with self.context.autocast():
-                outputs.append((self.model.features(x).float(), y))
+            outputs.append((self.model.features(x).float(), y))
         features, labels = (torch.cat(part) for part in zip(*outputs, strict=True))
         return features, labels
 
@@ -359,11 +361,11 @@ class _Folders:
 
     def calibration(self, batches: int) -> Iterator[Tensor]:
         stream = self._stream(0, 1)  # of its own: training's goes on where it is
-        return (self._to_device(stream.batch(step))[0][:, 0] for step in range(batches))
+        return (stream.batch(step)[0][:, 0] for step in range(batches))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        pairs, _ = self._to_device(self.stream.batch(step))
-        return self.stream.batches.indices(step).to(pairs.device), pairs[:, 0], pairs[:, 1]
+        pairs, _ = self.stream.batch(step)
+        return self.stream.batches.indices(step), pairs[:, 0], pairs[:, 1]
 
     def probe_images(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self._in_order(self.probe_folder)
@@ -372,12 +374,7 @@ class _Folders:
         return self._in_order(self.held_out)
 
     def _in_order(self, folder: folders.Folder) -> Iterator[tuple[Tensor, Tensor]]:
-        return map(self._to_device, folders.in_order(folder, self.context.batch_size, self.context.workers))
-
-    def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, y = batch
-        device = self.context.device
-        return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        return map(self.context.to_device, folders.in_order(folder, EVALUATION_BATCH, self.context.workers))
 
 
 def _class_list(classes: str, data_dir: Path) -> list[str]:

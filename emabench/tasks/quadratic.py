@@ -64,7 +64,7 @@ class Task(base.Task):
     def averaged(self) -> nn.Module:
         return self.model
 
-    def train_step(self, step: int) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: None, step: int) -> Mapping[str, Tensor | float]:
         theta = self.model.theta
         noise = torch.randn(theta.shape, generator=self.context.generator("noise", step)).to(theta.device)
         # Summed, not averaged over replicas: each coordinate then sees its own gradient h θ + σ ξ.

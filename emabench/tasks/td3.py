@@ -214,7 +214,7 @@ class Task(base.Task):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def train_step(self, step: int) -> Mapping[str, Tensor | float]:
+    def train_step(self, batch: None, step: int) -> Mapping[str, Tensor | float]:
         if step == 0:
             self._random_exploration()
         rng = self.context.generator("td3", step)
@@ -222,16 +222,15 @@ class Task(base.Task):
         action = self._policy(self.train_env.observation) + noise.numpy()
         self._env_step(action.clip(-1, 1))
 
-        batch = self.replay.sample(self.context.batch_size, rng)
-        target_q = self.target_q(batch, torch.randn(batch.action.shape, generator=rng))
-        with self.context.autocast():
-            q = self.agent.critics(batch.observation, batch.action).float()
+        transitions = self.replay.sample(self.context.batch_size, rng)
+        target_q = self.target_q(transitions, torch.randn(transitions.action.shape, generator=rng))
+        q = self.agent.critics(transitions.observation, transitions.action).float()
         loss = (q - target_q).square().mean(1).sum()  # of both critics
         self.critic_optimizer.step(loss, step)
         update_policy = step % self.options.policy_delay == 0
         if update_policy:
-            with self.context.autocast():
-                q_actor = self.agent.critics.first(batch.observation, self.agent.actor(batch.observation))
+            observation = transitions.observation
+            q_actor = self.agent.critics.first(observation, self.agent.actor(observation))
             self.actor_optimizer.step(-q_actor.float().mean(), step)
         # With decay 0 the target is the network itself, also between two policy updates.
         if update_policy or not self.context.decay:
@@ -247,10 +246,9 @@ class Task(base.Task):
         o, target = self.options, self.target.module
         assert isinstance(target, Agent)
         smoothing = (noise * o.smoothing).clamp(-o.smoothing_clip, o.smoothing_clip)
-        with self.context.autocast():
-            next_action = target.actor(batch.next_observation)
-            next_action = (next_action + smoothing.to(next_action.device)).clamp(-1, 1)
-            q = target.critics(batch.next_observation, next_action).float()
+        next_action = target.actor(batch.next_observation)
+        next_action = (next_action + smoothing.to(next_action.device)).clamp(-1, 1)
+        q = target.critics(batch.next_observation, next_action).float()
         return batch.reward + o.gamma * batch.not_done * (q.amin(0) if o.twin else q)
 
     def _random_exploration(self) -> None:
@@ -279,8 +277,7 @@ class Task(base.Task):
     @torch.no_grad()
     def _policy(self, observation: np.ndarray) -> np.ndarray:
         """The action for one observation, without noise."""
-        with self.context.autocast():
-            action = self.agent.actor(torch.from_numpy(observation).to(self.context.device)[None])
+        action = self.agent.actor(torch.from_numpy(observation).to(self.context.device)[None])
         return action[0].float().cpu().numpy()
 
     # -- evaluation ---------------------------------------------------------------------------------------------
@@ -291,8 +288,7 @@ class Task(base.Task):
             limit = min(len(rewards), self.eval_env.limit)
             returns.append(float(rewards[:limit].sum()))
             q_true = discounted(rewards, self.options.gamma)[:limit]
-            with self.context.autocast():
-                q = self.agent.critics.first(observations[:limit], actions[:limit]).double().cpu()
+            q = self.agent.critics.first(observations[:limit], actions[:limit]).double().cpu()
             differences.append(q - q_true)
         difference = torch.cat(differences)
         return {

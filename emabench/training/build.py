@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from emabench.tasks.base import Context, Task
 from emabench.training.distributed import Group
 from emabench.training.optimizer import ScheduledOptimizer
 from emabench.training.progress import Progress
-
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_task(
@@ -38,7 +35,6 @@ def build_task(
     group = group or Group()
     module = tasks.load(config.task_name)
     options = checked(module.Options, config.task, at="task")
-    dtype = DTYPES[config.precision]
     context = Context(
         seed=config.seed,
         steps=config.steps,
@@ -47,7 +43,6 @@ def build_task(
         data_dir=Path(config.data_dir),
         cache_dir=cache_dir(),
         workers=config.workers,
-        autocast=functools.partial(torch.autocast, device.type, dtype) if dtype else nullcontext,
         optimizer=functools.partial(_optimizer, config, device, [] if optimizers is None else optimizers),
         decay=config.decays()[0] if config.ema.active else None,
         progress=progress.say,

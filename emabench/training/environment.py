@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +40,16 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
                 f"device={name}: torch sees {count} CUDA devices here; use device=auto or device=cpu"
             )
     return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context of forward passes in a precision: `fp32`, `bf16` or `fp16`.
+
+    Without torch's cache of cast weights: it would go stale when an optimiser steps inside the context, as it does in
+    a step that updates two networks and in the fine-tuning of an evaluation.
+    """
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype, cache_enabled=False) if dtype else nullcontext()
 
 
 def make_deterministic() -> None:

@@ -15,7 +15,8 @@ from emabench.config import Config
 from emabench.runs.directory import RunDirectory
 from emabench.runs.result import RAW, Row, measured
 from emabench.seeding import seed_default
-from emabench.tasks.base import Task
+from emabench.tasks.base import Task, to_device
+from emabench.training import environment
 from emabench.training.distributed import Group
 from emabench.training.interruption import StopRequest
 from emabench.training.progress import Progress
@@ -135,9 +136,11 @@ class Evaluator:
             seed_default(self.config.seed, "evaluate", 0, self.device)
             if averaged and self.recalibrates:
                 with self.group.local_batchnorm(self.model):
-                    recalibrate(self.model, self.task.calibration() or ())
+                    inputs = self.task.calibration() or ()
+                    recalibrate(self.model, (to_device(each, self.device) for each in inputs))
             self.model.eval()
             try:
-                yield
+                with environment.autocast(self.device, self.config.precision):
+                    yield
             finally:
                 self.model.train()

@@ -27,7 +27,7 @@ class ScheduledOptimizer:
         config: Config,
         device: torch.device,
     ) -> None:
-        self.config = config
+        self.config, self.device_type = config, device.type
         self.inner = _build(params, config, device)
         self.params = [p for group in self.inner.param_groups for p in group["params"]]
         self.base_lrs = [group["lr"] for group in self.inner.param_groups]
@@ -38,7 +38,8 @@ class ScheduledOptimizer:
     def step(self, loss: Tensor, step: int) -> Tensor | None:
         """One optimiser step on `loss`; see `tasks.base.Optimizer.step`."""
         self.inner.zero_grad(set_to_none=True)
-        (self.scaler.scale(loss) if self.scaler else loss).backward()
+        with torch.autocast(self.device_type, enabled=False):  # the trainer's is for forward passes
+            (self.scaler.scale(loss) if self.scaler else loss).backward()
         norm = None
         if self.config.clip.max_norm is not None:
             if self.scaler:

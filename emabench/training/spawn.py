@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from emabench import tasks
 from emabench.config import Config, checked
 from emabench.errors import Interrupted, RunFailed, UserError
 from emabench.runs.directory import RunDirectory
@@ -30,33 +29,13 @@ PATIENCE = 60.0  # seconds that the others have to end after one has died
 RunRank = Callable[[Config, RankInfo], Result]  # `start.run_rank`
 
 
-def check(config: Config, world_size: int) -> None:
-    """Raises UserError if this run cannot be trained by so many processes."""
-    task = tasks.load(config.task_name).Task
-    if config.parallel not in task.parallel:
-        if not task.parallel:
-            raise UserError(
-                f"devices={world_size}: task {config.task_name} trains in one process; use devices=1"
-            )
-        ways = ", ".join(sorted(task.parallel))
-        raise UserError(f"parallel={config.parallel}: task {config.task_name} supports only {ways}")
-    if config.parallel == "fsdp" and config.precision == "fp16":
-        raise UserError("precision=fp16: its loss scale does not support shards; use bf16 with parallel=fsdp")
-    if config.batch_size % world_size:
-        near = max(1, round(config.batch_size / world_size)) * world_size
-        raise UserError(
-            f"batch_size={config.batch_size}: cannot be divided among devices={world_size}; "
-            f"use batch_size={near}, or other devices"
-        )
-
-
 def run(config: Config, run_rank: RunRank) -> Result:
     """The result of this run, trained by `config.devices` processes that call `run_rank`. Raises as `start.run` does."""
     directory = RunDirectory(config.directory())
     existing = directory.result()
     if existing and existing.status != "failed" and not config.rerun:
         return existing
-    check(config, config.devices)
+    config.check_supported()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     died = None
     with stop_requests() as stop:

@@ -42,7 +42,7 @@ def run(config: Config) -> Result:
 
 def run_rank(config: Config, rank_info: RankInfo) -> Result:
     """`run` as one of several processes that all call this. Each returns the result."""
-    spawn.check(config, rank_info.world_size)
+    config.check_supported(rank_info.world_size)
     with distributed.process_group(rank_info, config.device, config.parallel == "fsdp") as (group, device):
         return _run(config, group, device)
 

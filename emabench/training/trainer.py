@@ -18,6 +18,7 @@ from emabench.runs.history import History, NoHistory
 from emabench.runs.result import Result, Row, Status
 from emabench.runs.tracking import NoTracker, Tracker, tracker
 from emabench.seeding import seed_default
+from emabench.tasks.base import to_device
 from emabench.training import checkpoint, environment, snapshots
 from emabench.training.build import build_task
 from emabench.training.distributed import Group
@@ -117,7 +118,9 @@ class Trainer:
         # Dropout and the like draw from torch's default generator: derive its state from the step as well.
         purpose = f"step of {self.group.rank}" if self.group.rank else "step"
         seed_default(self.config.seed, purpose, self.step, self.device)
-        scalars = self.task.train_step(self.step)
+        batch = to_device(self.task.batch(self.step), self.device)
+        with environment.autocast(self.device, self.config.precision):
+            scalars = self.task.train_step(batch, self.step)
         if self.device.type == "cuda" and self.averager.names:
             torch.cuda.synchronize(self.device)  # an update waits anyway; the time belongs to the step
         trained = time.perf_counter()

@@ -93,7 +93,7 @@ def test_fifteen_per_cent_are_masked_80_10_10() -> None:
 
 def test_a_batch_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
     one, two, other = make(tmp_path), make(tmp_path), make(tmp_path, "seed=1")
-    one.train_step(0)  # whatever was drawn before
+    one.train_step(one.batch(0), 0)  # whatever was drawn before
 
     def ids(task: Task, step: int) -> torch.Tensor:
         return task.train.draw(8, task.context.generator("batch", step)).ids
@@ -149,7 +149,7 @@ def test_embedding_and_prediction_head_are_one_tensor_and_averaged_once(tmp_path
     averager = Averager(task.model, {"ema": {"kind": "ema", "decay": 0.9}})
     assert sum(f.tensor.shape == embedding.weight.shape for f in averager.followed) == 1
     for step in range(2):
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
         averager.update()
     with averager.applied("ema"):
         assert head.weight is embedding.weight
@@ -159,7 +159,7 @@ def test_without_layer_norm_there_is_none_and_it_still_learns(tmp_path: Path) ->
     task = make(tmp_path, "task.layer_norm=false", "steps=40", "optimizer.lr=5e-3")
     assert not any(isinstance(module, nn.LayerNorm) for module in task.model.modules())
     assert any(isinstance(module, nn.LayerNorm) for module in make(tmp_path).model.modules())
-    losses = [float(task.train_step(step)["loss_masked"]) for step in range(40)]
+    losses = [float(task.train_step(task.batch(step), step)["loss_masked"]) for step in range(40)]
     assert losses[0] == pytest.approx(math.log(512), rel=0.02)
     assert sum(losses[-10:]) / 10 < losses[0] - 0.3
 
@@ -179,7 +179,7 @@ def test_export_is_read_by_transformers(tmp_path: Path) -> None:
 
 def finished(task: Task) -> Task:
     for step in range(task.context.steps):
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
     task.model.eval()
     return task
 
@@ -329,7 +329,7 @@ def test_the_averages_of_a_run_are_those_of_its_trace(tmp_path: Path) -> None:
         task.model, {f"ema_{b}": {"kind": "ema", "decay": b, "debias": True} for b in (0.9, 0.99)}
     )
     for step in range(40):
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
         averager.update()
     raw = task.trace.of_weights_in_place()
     reductions = [raw["variance_reduction"]]
@@ -345,7 +345,7 @@ def test_a_trace_goes_on_where_it_stopped(tmp_path: Path) -> None:
     whole, first = make(tmp_path), make(tmp_path)
     finished(whole)
     for step in range(15):
-        first.train_step(step)
+        first.train_step(first.batch(step), step)
     second = make(tmp_path)
     second.load_state_dict(first.state_dict())
     second.model.train()

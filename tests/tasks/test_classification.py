@@ -36,7 +36,7 @@ def train(task: Task, first: int, last: int) -> list[float]:
     losses = []
     for step in range(first, last):
         seed_default(0, "step", step, CPU)
-        losses.append(float(torch.as_tensor(task.train_step(step)["loss"]).detach()))
+        losses.append(float(torch.as_tensor(task.train_step(task.batch(step), step)["loss"]).detach()))
     return losses
 
 

@@ -93,7 +93,7 @@ def test_chunks_go_along_the_text_and_start_anywhere(tmp_path: Path, random: str
 def test_training_reads_the_text_in_order_and_carries_the_hidden_state(tmp_path: Path) -> None:
     """Two chunks in sequence are one chunk of twice the length, as long as the weights stay as they are."""
     task = make(tmp_path, "optimizer.lr=1e-30", "clip.max_norm=null")
-    losses = [float(task.train_step(step)["loss"]) for step in (0, 1)]
+    losses = [float(task.train_step(task.batch(step), step)["loss"]) for step in (0, 1)]
     ids = task.train.windows(task.stream_starts, 2 * task.options.bptt + 1)
     logits, *_ = task.model(ids[:, :-1], task.model.initial_state(task.context.batch_size))
     expected = F.cross_entropy(logits.detach().flatten(0, 1), ids[:, 1:].flatten())
@@ -101,7 +101,9 @@ def test_training_reads_the_text_in_order_and_carries_the_hidden_state(tmp_path:
     state = task.state_dict()
     again = make(tmp_path, "optimizer.lr=1e-30", "clip.max_norm=null", "seed=5")
     again.load_state_dict(state)
-    assert float(again.train_step(2)["loss"]) == float(task.train_step(2)["loss"])
+    assert float(again.train_step(again.batch(2), 2)["loss"]) == float(
+        task.train_step(task.batch(2), 2)["loss"]
+    )
     for (h, c), (h2, c2) in zip(task.hidden, again.hidden, strict=True):
         assert torch.equal(h, h2) and torch.equal(c, c2)
         assert h.abs().max() > 0
@@ -110,12 +112,14 @@ def test_training_reads_the_text_in_order_and_carries_the_hidden_state(tmp_path:
 def test_evaluation_leaves_training_alone(tmp_path: Path) -> None:
     task, untouched = make(tmp_path), make(tmp_path)
     for each in (task, untouched):
-        each.train_step(0)
+        each.train_step(each.batch(0), 0)
     task.model.eval()
     with torch.no_grad():
         first = task.evaluate()
         assert task.evaluate() == first
-    assert float(task.train_step(1)["loss"]) == float(untouched.train_step(1)["loss"])
+    assert float(task.train_step(task.batch(1), 1)["loss"]) == float(
+        untouched.train_step(untouched.batch(1), 1)["loss"]
+    )
 
 
 def test_dropout_masks_are_the_same_along_a_chunk() -> None:
@@ -166,7 +170,7 @@ def test_tied_weights_are_one_tensor_and_averaged_once(tmp_path: Path) -> None:
     assert task.model.head.weight is task.model.embedding.weight
     averager = Averager(task.model, {"ema": {"kind": "ema", "decay": 0.9}})
     for step in range(3):
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
         averager.update()
     with averager.applied("ema"):
         assert task.model.head.weight is task.model.embedding.weight
@@ -191,8 +195,8 @@ def test_nt_asgd_is_the_mean_since_validation_stopped_improving(tmp_path: Path) 
     validations: list[float] = []
     since, weights = None, []
     for step in range(40):
-        plain.train_step(step)
-        averaged.train_step(step)
+        plain.train_step(plain.batch(step), step)
+        averaged.train_step(averaged.batch(step), step)
         assert all(
             torch.equal(a, b)
             for a, b in zip(plain.model.parameters(), averaged.model.parameters(), strict=True)
@@ -222,13 +226,13 @@ def test_nt_asgd_stops_and_goes_on(tmp_path: Path) -> None:
     )
     whole, first = make(tmp_path, *words), make(tmp_path, *words)
     for step in range(20):
-        whole.train_step(step)
+        whole.train_step(whole.batch(step), step)
     for step in range(11):
-        first.train_step(step)
+        first.train_step(first.batch(step), step)
     second = make(tmp_path, *words, "seed=0")
     second.load_state_dict(first.state_dict())
     for step in range(11, 20):
-        second.train_step(step)
+        second.train_step(second.batch(step), step)
     assert whole.nt_asgd_start == second.nt_asgd_start is not None
     for a, b in zip(whole.averaged().parameters(), second.averaged().parameters(), strict=True):
         assert torch.equal(a, b)
@@ -244,15 +248,16 @@ def test_activations_and_their_changes_are_penalised(tmp_path: Path) -> None:
     for total, words in ((loss, ()), (penalised, ("task.activation=2.0", "task.slowness=3.0"))):
         gradients = torch.autograd.grad(total, [*off.model.parameters()], retain_graph=True)
         expected = float(sum(g.square().sum() for g in gradients) ** 0.5)
-        scalars = make(tmp_path, "optimizer.lr=1e-30", "clip.max_norm=1e9", *words).train_step(0)
+        task = make(tmp_path, "optimizer.lr=1e-30", "clip.max_norm=1e9", *words)
+        scalars = task.train_step(task.batch(0), 0)
         assert float(scalars["grad_norm"]) == pytest.approx(expected, rel=1e-5)
         assert float(scalars["loss"]) == pytest.approx(float(loss.detach()), rel=1e-6)
 
 
 def test_clipping_reports_the_norm_and_changes_the_step(tmp_path: Path) -> None:
     clipped, free = make(tmp_path, "clip.max_norm=0.01"), make(tmp_path, "clip.max_norm=null")
-    assert float(clipped.train_step(0)["grad_norm"]) > 0.01  # before clipping
-    assert "grad_norm" not in free.train_step(0)
+    assert float(clipped.train_step(clipped.batch(0), 0)["grad_norm"]) > 0.01  # before clipping
+    assert "grad_norm" not in free.train_step(free.batch(0), 0)
     before = make(tmp_path)
     moved = [
         float(

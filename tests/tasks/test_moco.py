@@ -65,10 +65,10 @@ def test_the_queue_holds_the_latest_keys(tmp_path: Path) -> None:
     inner = task._encode_keys
     task._encode_keys = lambda x, step: made.append(inner(x, step)) or made[-1]  # type: ignore[assignment, func-returns-value, method-assign]
     for step in range(3):
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
     assert torch.equal(task.memory, torch.cat([*made, start[48:]]))
     for step in range(3, 6):
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
     assert torch.equal(task.memory, torch.cat([made[4], made[5], made[2], made[3]]))
 
 
@@ -86,7 +86,7 @@ def test_a_step_is_that_of_a_plain_implementation(tmp_path: Path) -> None:
     queue = task.memory.clone()
     for step in range(5):
         _, first, second = task.data.views(step)
-        logged = task.train_step(step)
+        logged = task.train_step(task.batch(step), step)
         q = F.normalize(query(first), dim=1)
         with torch.no_grad():
             k = F.normalize(key(second), dim=1)
@@ -107,7 +107,7 @@ def test_a_step_is_that_of_a_plain_implementation(tmp_path: Path) -> None:
 def test_decay_0_makes_keys_with_the_trained_encoder(tmp_path: Path) -> None:
     task = make(tmp_path, "ema.decay=0")
     for step in range(3):
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
         for kept, live in zip(task.target.module.parameters(), task.model.parameters(), strict=True):
             assert torch.equal(kept, live)
 
@@ -119,7 +119,7 @@ def test_the_bank_keeps_what_it_saw_of_every_image(tmp_path: Path) -> None:
     indices, first, _ = task.data.views(0)
     with torch.no_grad():
         queries = task.model(first)
-    task.train_step(0)
+    task.train_step(task.batch(0), 0)
     expected = F.normalize(0.25 * before[indices] + 0.75 * queries, dim=1)
     torch.testing.assert_close(task.memory[indices], expected)
     others = torch.ones(len(before), dtype=torch.bool)
@@ -131,13 +131,13 @@ def test_a_random_encoder_stays_as_it_was(tmp_path: Path) -> None:
     task = make(tmp_path, "task.method=random")
     before = [p.clone() for p in task.model.parameters()]
     for step in range(3):
-        assert math.isfinite(float(task.train_step(step)["loss"]))
+        assert math.isfinite(float(task.train_step(task.batch(step), step)["loss"]))
     assert all(torch.equal(a, b) for a, b in zip(before, task.model.parameters(), strict=True))
 
 
 def test_training_finds_the_own_key_and_measuring_draws_nothing(tmp_path: Path) -> None:
     task = make(tmp_path, "task.queue=256", "batch_size=64", "steps=200", "task.hidden=[64,32]")
-    losses = [float(task.train_step(step)["loss"]) for step in range(200)]
+    losses = [float(task.train_step(task.batch(step), step)["loss"]) for step in range(200)]
     assert sum(losses[-20:]) / 20 < task.references()["loss_of_chance"] - 0.4
     with torch.no_grad():
         assert task.evaluate() == task.evaluate()
@@ -228,11 +228,13 @@ def test_resnet_trains_on_folders_and_goes_on_where_it_was(imagenet: Path) -> No
     task, again = make(imagenet, *words), make(imagenet, *words)
     task.model.train()
     again.model.train()
-    task.train_step(0)
+    task.train_step(task.batch(0), 0)
     own = [name for name, _ in task.target.module.named_buffers()]
     assert own
     again.load_state_dict(task.state_dict())
-    assert float(task.train_step(1)["loss"]) == float(again.train_step(1)["loss"])
+    assert float(task.train_step(task.batch(1), 1)["loss"]) == float(
+        again.train_step(again.batch(1), 1)["loss"]
+    )
     for a, b in zip(task.target.module.buffers(), again.target.module.buffers(), strict=True):
         assert torch.equal(a, b)
     with torch.no_grad():

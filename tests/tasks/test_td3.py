@@ -153,7 +153,7 @@ def test_updates_are_those_of_a_plain_implementation(
         task, "target_q", lambda batch, noise: used.append((batch, noise)) or inner(batch, noise)
     )
     for step in range(9):
-        logged = task.train_step(step)
+        logged = task.train_step(task.batch(step), step)
         b, noise = used[step]
         with torch.no_grad():
             action = (target.act(b.next_observation) + (0.6 * noise).clamp(-0.5, 0.5)).clamp(-1, 1)
@@ -185,7 +185,7 @@ def test_the_target_is_the_average_that_the_decay_says(tmp_path: Path) -> None:
     task = walk(tmp_path, "ema.decay=0.8")
     for step in range(4):
         before = [p.clone() for p in task.target.module.parameters()]
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
         for was, now, live in zip(
             before, task.target.module.parameters(), task.agent.parameters(), strict=True
         ):
@@ -196,7 +196,7 @@ def test_the_target_is_the_average_that_the_decay_says(tmp_path: Path) -> None:
 def test_decay_0_is_no_target_network(tmp_path: Path) -> None:
     task = walk(tmp_path, "ema.decay=0")
     for step in range(4):
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
         for target, live in zip(task.target.module.parameters(), task.agent.parameters(), strict=True):
             assert torch.equal(target, live)
 
@@ -204,7 +204,7 @@ def test_decay_0_is_no_target_network(tmp_path: Path) -> None:
 def test_it_learns(tmp_path: Path) -> None:
     task = walk(tmp_path, "task.gamma=0", "optimizer.lr=0.01", name="Guess")
     for step in range(400):
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
     with torch.no_grad():
         found = task.evaluate()
         assert found["return"] > -0.05  # with actions at random, −4.3
@@ -225,7 +225,7 @@ def test_actions_are_those_of_the_environment() -> None:
 
 def test_steps_at_random_come_first_and_are_kept(tmp_path: Path) -> None:
     task = walk(tmp_path, "task.start=40")
-    task.train_step(0)
+    task.train_step(task.batch(0), 0)
     assert task.replay.added == 41
     actions = task.replay.rows[:40, 2]
     assert actions.min() < -0.8
@@ -235,7 +235,7 @@ def test_steps_at_random_come_first_and_are_kept(tmp_path: Path) -> None:
 
 def test_exploration_is_noise_on_the_policy(tmp_path: Path) -> None:
     quiet = walk(tmp_path, "task.exploration=0")
-    quiet.train_step(0)
+    quiet.train_step(quiet.batch(0), 0)
     row = quiet.replay.rows[quiet.options.start % len(quiet.replay)]
     fresh = walk(tmp_path, "task.exploration=0")  # the same seed: the same policy, not yet trained
     with torch.no_grad():
@@ -245,7 +245,7 @@ def test_exploration_is_noise_on_the_policy(tmp_path: Path) -> None:
 def test_resumed_in_the_middle_of_an_episode(tmp_path: Path) -> None:
     task = make(tmp_path, "task.start=30", "steps=300", "task.replay=200")
     for step in range(195):  # 225 steps in the environment: 25 into the second episode
-        task.train_step(step)
+        task.train_step(task.batch(step), step)
     file = io.BytesIO()
     torch.save(task.state_dict(), file)
     file.seek(0)
@@ -253,14 +253,16 @@ def test_resumed_in_the_middle_of_an_episode(tmp_path: Path) -> None:
     again.load_state_dict(torch.load(file, weights_only=True))
     assert (again.episode, len(again.train_env.actions)) == (1, 25)
     for step in range(195, 260):
-        assert float(again.train_step(step)["loss"]) == float(task.train_step(step)["loss"])
+        assert float(again.train_step(again.batch(step), step)["loss"]) == float(
+            task.train_step(task.batch(step), step)["loss"]
+        )
     assert torch.equal(again.replay.rows, task.replay.rows)
     assert np.array_equal(again.train_env.observation, task.train_env.observation)
 
 
 def test_an_environment_that_cannot_be_repeated_is_said(tmp_path: Path) -> None:
     task = walk(tmp_path, name="Chance")
-    task.train_step(0)
+    task.train_step(task.batch(0), 0)
     assert task.train_env.actions
     with pytest.raises(UserError, match=r"task\.environment=test/Chance-v0: .*rerun=true"):
         walk(tmp_path, name="Chance").load_state_dict(task.state_dict())
@@ -333,7 +335,7 @@ def test_discounted_is_the_sum_over_what_comes_after() -> None:
 
 def test_measuring_leaves_training_alone_and_repeats_itself(tmp_path: Path) -> None:
     task = make(tmp_path, "task.start=30")
-    task.train_step(0)
+    task.train_step(task.batch(0), 0)
     before, rows = task.train_env.observation.copy(), task.replay.rows.clone()
     with torch.no_grad():
         first, second = task.evaluate(), task.evaluate()

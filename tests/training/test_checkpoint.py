@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from emabench.runs.files import NoRoom
+from emabench.testing.suite import assert_same
 from emabench.training.checkpoint import Writer, copy_to_cpu, load_latest, save
-from tests.training.test_run import assert_same
 
 
 def test_the_latest_whole_one_is_loaded_and_old_ones_go(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from emabench.runs.directory import RunDirectory
 from emabench.runs.history import lines
 from emabench.runs.result import Result
 from emabench.tasks import classification
-from emabench.training import checkpoint, spawn
+from emabench.training import checkpoint
 from emabench.training.distributed import RankInfo
 from emabench.training.start import run, run_rank
 
@@ -55,7 +55,7 @@ def member(rank: int, folder: Path, port: int) -> None:
     for buffers in ("copy", "average"):
         run_rank(smoke(folder, *STATISTICS, f"ema.buffers={buffers}"), place(buffers))
     if rank == 1:
-        classification.Task.train_step = lambda self, step: 1 / 0  # type: ignore[assignment, method-assign]
+        classification.Task.train_step = lambda self, batch, step: 1 / 0  # type: ignore[assignment, method-assign]
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
         run_rank(smoke(folder, *BROKEN), place("broken"))
     if rank == 1:
@@ -224,4 +224,4 @@ def test_what_cannot_be_shared_is_said_before_anything_starts(
 @pytest.mark.parametrize("task", ["td3", "quadratic"])
 def test_a_task_that_trains_in_one_process_says_so(task: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"devices=2: task {task} trains in one process"):
-        spawn.check(smoke(tmp_path, f"task={task}"), 2)
+        smoke(tmp_path, f"task={task}").check_supported(2)

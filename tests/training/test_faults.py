@@ -25,12 +25,12 @@ from emabench.cli import main
 from emabench.config import Config
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
 from emabench.runs.directory import RunDirectory
+from emabench.testing.suite import assert_same, final_state, smoke, stop_after
 from emabench.training.checkpoint import load_latest
 from emabench.training.interruption import stop_requests
 from emabench.training.start import run
 from emabench.training.trainer import Trainer
 from tests.tasks.test_classification import photographs
-from tests.training.test_run import assert_same, final_state, smoke, stop_after
 
 LONG = ("steps=200", "checkpoint.every=10", "evaluate.every=50", "checkpoint.keep=100")
 
@@ -213,7 +213,9 @@ def test_a_terminal_that_closes_stops_the_run_as_a_signal_does(undisturbed: Conf
     if not pid:  # the child: the terminal is its standard output and error
         os.environ["OMP_NUM_THREADS"] = "1"
         slow = "from emabench.tasks.quadratic import Task; import time; inner = Task.train_step\n"
-        slow += "Task.train_step = lambda task, step: (time.sleep(0.01), inner(task, step))[1]\n"
+        slow += (
+            "Task.train_step = lambda task, batch, step: (time.sleep(0.01), inner(task, batch, step))[1]\n"
+        )
         slow += "import sys; from emabench.cli import main; sys.exit(main(sys.argv[1:]))"
         os.execv(sys.executable, [sys.executable, "-c", slow, *words])
     while not list(directory.checkpoints.glob("step-*")):

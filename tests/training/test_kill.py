@@ -18,7 +18,7 @@ import pytest
 from emabench.config import Config
 from emabench.runs.directory import RunDirectory
 from emabench.runs.history import lines
-from tests.training.test_run import assert_same, final_state, smoke
+from emabench.testing.suite import assert_same, final_state, smoke
 
 KILLS = int(os.environ.get("EMABENCH_KILLS", "12"))
 CASES = {

@@ -59,7 +59,14 @@ def half_sum(weight: torch.nn.Parameter, factor: float) -> torch.Tensor:
 
 
 def test_a_step_whose_loss_scale_overflows_is_left_out_and_not_taken_for_divergence() -> None:
-    run = config("precision=fp16", "clip.max_norm=1", "optimizer.name=sgd", "optimizer.lr=0.5", "steps=9")
+    run = config(
+        "precision=fp16",
+        "supports.precision=[fp16]",
+        "clip.max_norm=1",
+        "optimizer.name=sgd",
+        "optimizer.lr=0.5",
+        "steps=9",
+    )
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = ScheduledOptimizer([weight], run, torch.device("cpu"))
     seen = []
@@ -73,7 +80,9 @@ def test_a_step_whose_loss_scale_overflows_is_left_out_and_not_taken_for_diverge
 
 
 def test_a_gradient_that_is_infinite_at_any_scale_is_divergence() -> None:
-    run = config("precision=fp16", "clip.max_norm=1", "optimizer.name=sgd", "steps=99")
+    run = config(
+        "precision=fp16", "supports.precision=[fp16]", "clip.max_norm=1", "optimizer.name=sgd", "steps=99"
+    )
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = ScheduledOptimizer([weight], run, torch.device("cpu"))
     norms = [float(optimizer.step(half_sum(weight, math.inf), step)) for step in range(20)]

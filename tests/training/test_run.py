@@ -1,15 +1,8 @@
-"""One suite for every task: it trains, is measured, stops, goes on, diverges, and is not run twice.
-
-Tasks are found by their YAML, so a new one is taken through all of this without a line here.
-"""
+"""Runs: they diverge, fail, are begun anew, are compiled. What holds for every task is in `emabench.testing.suite`."""
 
 from __future__ import annotations
 
 import functools
-import json
-import math
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -17,137 +10,12 @@ import torch
 
 from emabench.averaging import Averager
 from emabench.compose import configuration
-from emabench.config import Config
 from emabench.errors import Interrupted, RunFailed
-from emabench.paths import conf_dir
 from emabench.runs.directory import RunDirectory
-from emabench.runs.history import lines
-from emabench.runs.result import Result
+from emabench.testing.suite import final_state, one_thread, smoke, stop_after  # noqa: F401 - one_thread is a fixture
 from emabench.training import checkpoint
 from emabench.training.start import run
 from emabench.training.trainer import Trainer
-
-TASKS = sorted(path.stem for path in (conf_dir() / "task").glob("*.yaml"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def smoke(task: str, results_dir: Path, *overrides: str) -> Config:
-    return configuration(
-        [f"task={task}", "scale=smoke", f"results_dir={results_dir}", "device=cpu", "log_every=2", *overrides]
-    )
-
-
-def final_state(config: Config) -> dict[str, object]:
-    found = checkpoint.load_latest(RunDirectory(config.directory()).checkpoints, pytest.fail)
-    assert found is not None
-    state = dict(found[1])
-    state.pop("seconds")
-    return state
-
-
-def assert_same(a: object, b: object, at: str = "") -> None:
-    """Bit for bit: a resumed run is the run."""
-    if isinstance(a, torch.Tensor):
-        assert isinstance(b, torch.Tensor)
-        assert torch.equal(a, b), at
-    elif isinstance(a, dict):
-        assert isinstance(b, dict)
-        assert a.keys() == b.keys(), at
-        for key in a:
-            assert_same(a[key], b[key], f"{at}.{key}")
-    elif isinstance(a, list | tuple):
-        assert isinstance(b, list | tuple)
-        assert len(a) == len(b), at
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{at}[{i}]")
-    else:
-        assert a == b, at
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Send this process SIGTERM in the middle of a step, as a scheduler would."""
-    inner = Trainer.__init__
-
-    def init(self: Trainer, *args: object, **kwargs: object) -> None:
-        inner(self, *args, **kwargs)  # type: ignore[arg-type]
-        train_step = self.task.train_step
-
-        def counted(step: int) -> object:
-            if step == steps - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return train_step(step)
-
-        self.task.train_step = counted  # type: ignore[assignment, method-assign]
-
-    monkeypatch.setattr(Trainer, "__init__", init)
-
-
-@pytest.fixture(scope="module", params=TASKS)
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Result]:
-    """Each task's smoke run, never stopped."""
-    config = smoke(request.param, tmp_path_factory.mktemp(request.param), "evaluate.every=4")
-    return config, run(config)
-
-
-def test_a_run_measures_every_average(whole: tuple[Config, Result]) -> None:
-    config, result = whole
-    assert result.status == "finished"
-    assert [row.average for row in result.rows] == ["raw", *config.profiles()]
-    for row in result.rows:
-        assert row.metrics.keys() == result.metrics.keys()
-        assert all(value is not None and math.isfinite(value) for value in row.metrics.values()), row
-    directory = RunDirectory(config.directory())
-    assert directory.result() == result
-    history = list(lines(directory.history))
-    assert [line["step"] for line in history if "eval" in line] == [*range(4, config.steps, 4), config.steps]
-    assert [line["step"] for line in history if "loss" in line] == list(range(2, config.steps + 1, 2))
-    text = directory.result_file.read_text()
-    data = json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} in result.json"))
-    assert data["rows"][0]["average"] == "raw"
-
-
-def test_a_finished_run_is_not_run_again(
-    whole: tuple[Config, Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, result = whole
-    monkeypatch.setattr(Trainer, "__init__", lambda *_: pytest.fail("trained again"))
-    assert run(config) == result
-
-
-def test_stopped_and_resumed_is_bit_identical(
-    whole: tuple[Config, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, result = whole
-    again = config.model_copy(update={"results_dir": str(tmp_path)})
-    with monkeypatch.context() as patched:
-        stop_after(patched, 3)
-        with pytest.raises(Interrupted, match="stopped at step 3"):
-            run(again)
-    with monkeypatch.context() as patched:
-        stop_after(patched, 4)  # a step after which the weights are measured
-        with pytest.raises(Interrupted):
-            run(again)
-    resumed = run(again)
-    assert resumed.rows == result.rows
-    assert_same(final_state(again), final_state(config))
-    mine, theirs = (
-        [
-            {key: value for key, value in line.items() if key != "wall"}
-            for line in lines(RunDirectory(c.directory()).history)
-        ]
-        for c in (again, config)
-    )
-    assert mine == theirs
-
-
-def test_the_seed_decides(whole: tuple[Config, Result], tmp_path: Path) -> None:
-    config, result = whole
-    other = config.model_copy(update={"results_dir": str(tmp_path), "seed": 1})
-    assert run(other).rows != result.rows
 
 
 def test_a_diverged_run_is_no_number(tmp_path: Path) -> None:
@@ -244,20 +112,6 @@ def test_a_failure_is_said_and_can_be_tried_again(tmp_path: Path, monkeypatch: p
     assert final_state(config)  # training is safe
     assert run(config).status == "finished"
     assert not directory.error.exists()
-
-
-@pytest.mark.parametrize("task", [t for t in TASKS if t != "quadratic"])
-def test_every_task_trains_in_bf16_and_channels_last(task: str, tmp_path: Path) -> None:
-    """Near the run in float32: the layout changes nothing but the order of additions, bf16 keeps 8 bits."""
-    plain = smoke(task, tmp_path, "steps=6")
-    fast = smoke(task, tmp_path, "steps=6", "precision=bf16", "channels_last=true")
-    assert run(plain).status == run(fast).status == "finished"
-    losses = [
-        [line["loss"] for line in lines(RunDirectory(c.directory()).history) if "loss" in line]
-        for c in (plain, fast)
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=0.05)
-    assert losses[1] != losses[0]
 
 
 @pytest.mark.parametrize("words", [["task=td3"], ["task=lstm", "task.nt_asgd=true"]])

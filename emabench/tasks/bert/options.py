@@ -31,7 +31,7 @@ class Variance(Section):
     weights: Count  # how many of them
     steps: Annotated[int, Field(ge=8)]  # over so many steps at the end of the run
     lag: Count  # steps between the weights that ρ is measured from
-    decays: float | list[float]  # of the averages whose variance is compared: those of the run
+    decays: float | list[float] | None  # of the averages whose variance is compared: those of the run
 
 
 class Options(Section):

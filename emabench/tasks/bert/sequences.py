@@ -26,8 +26,14 @@ class Batch:
 
     def shard(self, context: base.Context) -> Batch:
         """This process's shard. Every sequence has as many masked tokens, so shards have equal weight in a mean."""
-        tensors = (self.ids, self.segments, self.positions, self.targets, self.is_next)
-        return Batch(*map(context.shard, tensors))
+        return Batch(*map(context.shard, self._tensors()))
+
+    def split(self, size: int) -> list[Batch]:
+        """The same sequences in batches of at most `size`."""
+        return [Batch(*parts) for parts in zip(*(each.split(size) for each in self._tensors()), strict=True)]
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.ids, self.segments, self.positions, self.targets, self.is_next
 
 
 class Sequences:

@@ -24,6 +24,7 @@ from emabench.tasks.bert.options import Options
 from emabench.tasks.bert.sequences import Batch, Sequences, special_ids
 from emabench.tasks.bert.trace import Trace
 
+EVALUATION_BATCH = 64  # sequences at a time
 COUNTED = 1 << 24  # tokens of a text that are counted at a time: BERT's is larger than memory
 
 
@@ -37,7 +38,6 @@ class Task(base.Task):
         "ar1_reduction": Direction.HIGHER,  # what it would be if the weights were AR(1) processes with their ρ
         "relative_variance": Direction.LOWER,  # of these weights about their trend, over their mean square
     }
-    parallel: ClassVar[frozenset[str]] = frozenset({"ddp"})  # the trace reads the weights
 
     @classmethod
     def check(cls, options: Options, batch_size: int) -> None:
@@ -78,13 +78,10 @@ class Task(base.Task):
         return Sequences(stream, self.special, self.text.size, self.options)
 
     def _fixed(self, sequences: Sequences) -> list[Batch]:
-        """The same sequences and masks for every set of weights and every seed, spread evenly over the text."""
+        """The same sequences and masks for every set of weights, seed and batch size, spread evenly over the text."""
         count = self.options.validation_sequences
         starts = torch.linspace(0, sequences.stream.length - sequences.tokens, count).long()
-        return [
-            sequences.at(part, generator(0, "validation", index))
-            for index, part in enumerate(starts.split(self.context.batch_size))
-        ]
+        return sequences.at(starts, generator(0, "validation")).split(EVALUATION_BATCH)
 
     def _labelled(self) -> tuple[Examples, Examples]:
         finetune, length = self.options.finetune, self.options.length
@@ -112,11 +109,12 @@ class Task(base.Task):
     def averaged(self) -> nn.Module:
         return self.model
 
-    def train_step(self, step: int) -> Mapping[str, Tensor | float]:
-        batch = self.train.draw(self.context.batch_size, self.context.generator("batch", step))
-        batch = batch.shard(self.context)
-        with self.context.autocast():
-            scores, is_next = self.trained(batch)
+    def batch(self, step: int) -> Batch:
+        drawn = self.train.draw(self.context.batch_size, self.context.generator("batch", step))
+        return drawn.shard(self.context)
+
+    def train_step(self, batch: Batch, step: int) -> Mapping[str, Tensor | float]:
+        scores, is_next = self.trained(batch)
         masked_lm = F.cross_entropy(scores.float().flatten(0, 1), batch.targets.flatten())
         next_sentence = F.cross_entropy(is_next.float(), batch.is_next)
         norm = self.optimizer.step(masked_lm + next_sentence, step)
@@ -137,8 +135,7 @@ class Task(base.Task):
     def _perplexity(self) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self.context.device)
         for batch in self.validation:
-            with self.context.autocast():
-                scores, _ = self.model(batch)
+            scores, _ = self.model(batch)
             total += F.cross_entropy(scores.float().flatten(0, 1), batch.targets.flatten(), reduction="sum")
         loss = float(total) / sum(batch.targets.numel() for batch in self.validation)
         return math.exp(loss) if loss < 700 else math.inf
@@ -159,7 +156,7 @@ class Task(base.Task):
             classifier.eval()
             right = [
                 (classifier(part.ids, part.segments, part.attention_mask).argmax(1) == part.labels).sum()
-                for part in test.batches(self.context.batch_size)
+                for part in test.batches(EVALUATION_BATCH)
             ]
             accuracies.append(100.0 * int(torch.stack(right).sum()) / len(test.labels))
         return sum(accuracies) / len(accuracies)
@@ -174,8 +171,7 @@ class Task(base.Task):
                 group["lr"] = settings.lr * rate
             chosen = torch.randint(len(train.labels), (settings.batch_size,), generator=draws)
             part = train.take(chosen.to(train.labels.device))
-            with self.context.autocast():
-                scores = classifier(part.ids, part.segments, part.attention_mask)
+            scores = classifier(part.ids, part.segments, part.attention_mask)
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(scores.float(), part.labels).backward()
             nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)

@@ -29,7 +29,7 @@ class Trace:
 
     def __init__(self, model: nn.Module, options: Variance, context: base.Context) -> None:
         self.parameters = [*model.parameters()]
-        decays = options.decays if isinstance(options.decays, list) else [options.decays]
+        decays = options.decays if isinstance(options.decays, list) else [options.decays or 0.0]
         self.steps = min(options.steps, context.steps)
         self.all_reduce_mean = context.all_reduce_mean
         self.first = context.steps - self.steps  # steps done before the first that is recorded
