@@ -284,7 +284,7 @@ class Config(Section):
                     f"averages.{name}: the name is taken or not made of letters, digits, _ and ."
                 )
             try:
-                found[name] = profiles.from_dict(spec)
+                found |= profiles.expand(name, spec)
             except UserError:
                 raise
             except Exception as error:  # a kind from outside the package may raise anything

@@ -15,6 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from emabench.averaging._checks import NotFinite
+from emabench.averaging.annealing import Annealing, merge_weights
+from emabench.averaging.blends import BEMA, EMAOfEMA, TailBlend, blend_curve
 from emabench.averaging.families import LAWA, PowerEMA, SqrtEMA
 from emabench.averaging.layers import ArticleEq26, ArticleEq37, GradientNorm, GradientShare, PerLayer
 from emabench.averaging.mixture import Mixture, greedy
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
     from emabench.averaging.target import TargetNetwork
 
 __all__ = [
+    "BEMA",
     "EMA",
     "KINDS",
     "LAWA",
+    "Annealing",
     "ArticleEq26",
     "ArticleEq37",
     "Averager",
+    "EMAOfEMA",
     "GradientNorm",
     "GradientShare",
     "Lookahead",
@@ -44,11 +49,14 @@ __all__ = [
     "PowerEMA",
     "Profile",
     "SqrtEMA",
+    "TailBlend",
     "TargetNetwork",
     "Warmup",
+    "blend_curve",
     "from_dict",
     "greedy",
     "has_batchnorm",
+    "merge_weights",
     "recalibrate",
 ]
 

@@ -94,6 +94,9 @@ class Averager:
         for name, average in self._averages.items():
             self._check_combined(average.profile, name)
         self._plan: Plan | None = None
+        self._unsettled: list[
+            tuple[int, list[tuple[int, list[float]]]]
+        ] = []  # updates that a GPU may yet refuse
         self.applied_name: str | None = None
         with torch.no_grad():
             self._run(self._initial_copies(0), "before the first update")
@@ -166,6 +169,12 @@ class Averager:
         """The rule of each average."""
         return {name: average.profile for name, average in self._averages.items()}
 
+    @property
+    def arithmetic(self) -> str:
+        """What computes the updates: "c", "triton" or "torch"; they differ in the last bits of their results."""
+        live = self._offload.staged if self._offload else self._live()
+        return (self._plan or Plan(live, self._sets, self._compensation)).arithmetic
+
     # -- training ---------------------------------------------------------------------------------------------
     @torch.no_grad()
     def update(self) -> None:
@@ -176,7 +185,7 @@ class Averager:
         next call); RuntimeError while an average is applied.
         """
         self._refuse_while_applied("update")
-        self._wait()
+        self._wait(for_device=False)
         self._follow_exchanged_buffers()
         t = self.updates + 1
         before = [(a.updates_done, a.stepper.state) for a in self._averages.values()]
@@ -186,20 +195,23 @@ class Averager:
             moves = [move for average in due for move in self._step(average)]
             self._run(moves + self._initial_copies(t), f"at update {t}")
         except Exception:
-            self._rewind(before)
+            self._rewind(t - 1, before)
             raise
         if self._offload:
-            self._offload.on_failure(lambda: self._rewind(before))
+            self._offload.on_failure(lambda: self._rewind(t - 1, before))
+        elif self.check_finite and self._plan is not None and self._plan.answers_later:
+            self._unsettled.append((t, before))
 
-    def _rewind(self, before: Sequence[tuple[int, list[float]]]) -> None:
-        self.updates -= 1
+    def _rewind(self, updates: int, before: Sequence[tuple[int, list[float]]]) -> None:
+        self.updates = updates
         for average, (updates_done, log_weights) in zip(self._averages.values(), before, strict=True):
             average.updates_done, average.stepper.state = updates_done, log_weights
 
     def _step(self, average: Average) -> list[Move]:
         average.updates_done += 1
         steps = average.stepper.step(average.updates_done, lambda: gradients.norms(self._parameters))
-        return [Move(average.first_set + i, alphas) for i, alphas in steps]
+        first = average.first_set
+        return [Move(first + s.set, s.alphas, None if s.source is None else first + s.source) for s in steps]
 
     def _initial_copies(self, t: int) -> list[Move]:
         """Averages that start from the weights of this very update copy them."""
@@ -220,9 +232,10 @@ class Averager:
 
     def _move(self, live: Sequence[Tensor], moves: list[Move], when: str) -> None:
         if self._plan is None or not self._plan.fits(live):
+            self._settle(wait=True)
             self._check_devices(live)
             self._plan = Plan(live, self._sets, self._compensation)
-        if not self._plan.update(moves, self.check_finite):
+        if not self._plan.update(moves, self.check_finite, self.updates):
             bad = first_non_finite([f.name for f in self.followed], live)
             if bad is not None:
                 raise NotFinite(f"{bad!r} is not finite {when}; the averages are as they were before")
@@ -247,9 +260,31 @@ class Averager:
                     )
         return [tensors.local(f.tensor) for f in self.followed] if self._sharded else self._tensors
 
-    def _wait(self) -> None:
+    def _wait(self, for_device: bool = True) -> None:
+        """Return when the averages are what they should be; raise what an update in flight raised."""
         if self._offload:
             self._offload.wait()
+        self._settle(for_device)
+
+    def _settle(self, wait: bool) -> None:
+        """Take note of the updates that a GPU has made, or take back those that it refused to make."""
+        if not self._unsettled or self._plan is None:
+            return
+        refused, reached = self._plan.progress(wait)
+        if not refused:
+            self._unsettled = [(t, before) for t, before in self._unsettled if t > reached]
+            return
+        self._plan.progress(wait=True)  # what is still in flight is refused as well
+        [before] = [before for t, before in self._unsettled if t == refused]
+        lost = self.updates - refused + 1
+        self._unsettled = []
+        self._plan.reset()
+        self._rewind(refused - 1, before)
+        bad = first_non_finite([f.name for f in self.followed], self._live())
+        raise NotFinite(
+            f"{f'{bad!r} is' if bad else 'the weights were'} not finite, first at update {refused}; the averages are as "
+            f"they were before it, the {lost} updates from there on were not made"
+        )
 
     def _refuse_while_applied(self, what: str) -> None:
         if self.applied_name is not None:
@@ -393,4 +428,6 @@ class Averager:
         """
         self._refuse_while_applied("load averages")
         self._wait()
+        if self._plan is not None:
+            self._plan.reset()
         self.updates = state.load(saved, self.followed, self._averages)

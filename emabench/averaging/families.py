@@ -18,39 +18,53 @@ if TYPE_CHECKING:
 class PowerEMA(Profile, kind="power_ema"):
     """Power-function EMA: θ_t weighs about as t^γ, so the window is a fixed share of training so far.
 
-    Exactly one of sigma_rel, the profile's standard deviation as a share of training, in (0, 12^-½], or gamma ≥ 0
-    (0 is the uniform mean). β_t = (1 − 1/t)^{γ+1} in changes t (Karras et al. 2024, eq. 8 and appendix C); counted in
-    changes, (1 − every/t)^{γ+1} in updates, the profile is the same at any `every`.
+    Exactly one of sigma_rel, the profile's standard deviation as a share of training, in (0, 12^-½]; gamma ≥ 0
+    (0 is the uniform mean); half_life_fraction in (0, 1], the half-life as a share of training so far.
+    β_t = (1 − 1/t)^{γ+1} in changes t (Karras et al. 2024, eq. 8 and appendix C); counted in changes,
+    (1 − every/t)^{γ+1} in updates, the profile is the same at any `every`. half_life_fraction f takes torchtitan's
+    β_t = 2^(−1/(f·t)) from its second change on (its default f is 0.05), which is the power profile of
+    γ = ln 2/f − 1 but for terms of 1/t².
     """
 
     sigma_rel: float | None = None
     gamma: float | None = None
+    half_life_fraction: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.sigma_rel is None) == (self.gamma is None):
-            got = f"sigma_rel={self.sigma_rel!r}, gamma={self.gamma!r}"
-            raise ValueError(f"a power EMA takes exactly one of sigma_rel and gamma; got {got}")
+        given = {n: getattr(self, n) for n in ("sigma_rel", "gamma", "half_life_fraction")}
+        if sum(value is not None for value in given.values()) != 1:
+            got = ", ".join(f"{n}={value!r}" for n, value in given.items() if value is not None)
+            raise ValueError(
+                f"a power EMA takes exactly one of sigma_rel, gamma and half_life_fraction; got {got or 'none of them'}"
+            )
         if self.sigma_rel is not None:
             right = "a share of training in (0, 0.2887), like 0.1"
             check_number("sigma_rel", self.sigma_rel, 0.0, 12**-0.5, right, low_open=True)
         if self.gamma is not None:
             check_number("gamma", self.gamma, 0.0, math.inf, "a number of at least 0", high_open=True)
+        if self.half_life_fraction is not None:
+            right = "a share of training in (0, 1], like 0.05"
+            check_number("half_life_fraction", self.half_life_fraction, 0.0, 1.0, right, low_open=True)
 
     @property
     def exponent(self) -> float:
         """γ, however the profile was given."""
+        if self.half_life_fraction is not None:
+            return math.log(2.0) / self.half_life_fraction - 1.0
         return self.gamma if self.gamma is not None else gamma_of(self.sigma_rel or 0.0)
 
     def advance(self, k: int, log_initial_weight: float) -> tuple[float, float]:
-        log_decay = (self.exponent + 1.0) * math.log1p(-1.0 / k) if k > 1 else -math.inf
+        shrink = -1.0 / k if self.half_life_fraction is not None else math.log1p(-1.0 / k) if k > 1 else 0.0
+        log_decay = (self.exponent + 1.0) * shrink if k > 1 else -math.inf
         return -math.expm1(log_decay), -math.inf
 
     def alphas(self, n: int) -> np.ndarray:
         import numpy as np
 
         k = np.arange(2.0, n + 1.0)
-        return np.append(np.ones(min(1, n)), -np.expm1((self.exponent + 1.0) * np.log1p(-1.0 / k)))
+        shrink = -1.0 / k if self.half_life_fraction is not None else np.log1p(-1.0 / k)
+        return np.append(np.ones(min(1, n)), -np.expm1((self.exponent + 1.0) * shrink))
 
 
 def sigma_rel_of(gamma: float) -> float:

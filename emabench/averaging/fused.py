@@ -9,12 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from emabench.averaging.tensors import dense
+
+if TYPE_CHECKING:
+    from emabench.averaging.kernels import Move
 
 BLOCK = 4096  # elements that one program handles
 
@@ -25,12 +28,15 @@ class Table:
 
     sets: number of sets of averages; rows: int64 [sets + 1, tensors], addresses of the live tensors, then of each
     set's; sizes: int64 [tensors]; blocks: int32 [2, programs], tensor and block within it for each program.
+    state: int32 [2], the first update that was refused (0: none), the last one made; seen: its copy on the host.
     """
 
     sets: int
     rows: Tensor
     sizes: Tensor
     blocks: Tensor
+    state: Tensor
+    seen: Tensor
     theta_type: torch.dtype
     shadow_type: torch.dtype
     keep: tuple[Any, ...]  # the tensors behind the addresses
@@ -57,31 +63,63 @@ def table(
     sizes = torch.tensor([t.numel() for t in live], dtype=torch.int64)
     keep = (tuple(live), tuple(tuple(s) for s in sets))
     return Table(
-        len(sets), rows.to(device), sizes.to(device), blocks.to(device), theta_type, shadow_type, keep
+        len(sets),
+        rows.to(device),
+        sizes.to(device),
+        blocks.to(device),
+        torch.zeros(2, dtype=torch.int32, device=device),
+        torch.zeros(2, dtype=torch.int32, pin_memory=device.type == "cuda"),
+        theta_type,
+        shadow_type,
+        keep,
     )
 
 
-def run(t: Table, moves: Sequence[tuple[int, Sequence[float]]]) -> None:
-    """average += alpha · (θ − average) for each (set, alpha by tensor)."""
-    which = torch.tensor([index for index, _ in moves], dtype=torch.int32).to(
-        t.rows.device, non_blocking=True
-    )
-    alpha_rows = torch.tensor([list(alphas) for _, alphas in moves], dtype=torch.float64)
-    alpha_rows = alpha_rows.to(t.rows.device, t.shadow_type, non_blocking=True)
+def run(t: Table, moves: Sequence[Move], update: int, check: bool) -> None:
+    """average += alpha · (θ − average) for each move, in the device's own time.
+
+    With `check`, weights that are not finite stop this and all later updates on the device, without the host's
+    being asked: state[0] is then the number of this `update`.
+    """
+    device = t.rows.device
+    which = torch.tensor([m.set for m in moves], dtype=torch.int32).to(device, non_blocking=True)
+    source = [-1 if m.source is None else m.source for m in moves]
+    sources = torch.tensor(source, dtype=torch.int32).to(device, non_blocking=True)
+    alphas = torch.tensor([list(m.alphas) for m in moves], dtype=torch.float64)
+    alphas = alphas.to(device, t.shadow_type, non_blocking=True)
     kernel = _kernel()
-    kernel.move[(t.blocks.shape[1],)](
+    programs, tensors = t.blocks.shape[1], t.rows.shape[1]
+    theta_type = kernel.TYPES[str(t.theta_type).removeprefix("torch.")]
+    shadow_type = kernel.TYPES[str(t.shadow_type).removeprefix("torch.")]
+    grid = (programs,)
+    if check:
+        kernel.look[grid](t.rows, t.sizes, t.blocks, t.state, tensors, programs, update, BLOCK, theta_type)
+    kernel.move[grid](
         t.rows,
         t.sizes,
         t.blocks,
         which,
-        alpha_rows,
+        sources,
+        alphas,
+        t.state,
         len(moves),
-        t.rows.shape[1],
-        t.blocks.shape[1],
+        tensors,
+        programs,
+        update,
         BLOCK,
-        kernel.TYPES[str(t.theta_type).removeprefix("torch.")],
-        kernel.TYPES[str(t.shadow_type).removeprefix("torch.")],
+        theta_type,
+        shadow_type,
     )
+    t.seen.copy_(t.state, non_blocking=True)
+
+
+def progress(t: Table, wait: bool) -> tuple[int, int]:
+    """(number of the update that was refused or 0, number of the last update that the device has come to).
+
+    Without `wait` as far as the host has heard, which costs the device nothing.
+    """
+    refused, done = (t.state.cpu() if wait else t.seen).numpy().tolist()
+    return refused, done
 
 
 @functools.cache

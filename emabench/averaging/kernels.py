@@ -25,10 +25,14 @@ SMALL = 1 << 15  # elements below which torch runs an operation on one thread: m
 
 @dataclass(frozen=True)
 class Move:
-    """How one set of averaged tensors moves: which set, and the alpha of each tensor."""
+    """How one set of averaged tensors moves: which set, the alpha of each tensor, and towards which other set.
+
+    source: the index of the set it moves towards, which must have moved before it; None for the live weights.
+    """
 
     set: int
     alphas: Sequence[float]
+    source: int | None = None
 
 
 @dataclass
@@ -83,21 +87,42 @@ class Plan:
         views = self._scratch[key][:total].split([p.numel() for p in pieces])
         return [v.view(p.shape) for v, p in zip(views, pieces, strict=True)]
 
-    def update(self, moves: Sequence[Move], check: bool = False) -> bool:
+    @property
+    def arithmetic(self) -> str:
+        """What computes the updates: "c", "triton" or "torch". They differ in the last bits of their results."""
+        return "c" if self._native is not None else "triton" if self._fused is not None else "torch"
+
+    def update(self, moves: Sequence[Move], check: bool = False, number: int = 0) -> bool:
         """Move each named set towards the live weights.
 
         With `check`: False, and nothing has moved, if a live weight is not finite. Torch's operations may say so of
-        finite weights too, where sums of squares overflow.
+        finite weights too, where sums of squares overflow. On a GPU the answer is True at once, and `progress` tells
+        later whether update `number` was refused; until `reset` so are all after it.
         """
         if self._native is not None:
-            return self._native.update([(m.set, m.alphas) for m in moves], check)
+            return self._native.update(moves, check)
+        if self._fused is not None:
+            fused.run(self._fused, moves, number, check)
+            return True
         if check and not self._finite():
             return False
-        if self._fused is not None:
-            fused.run(self._fused, [(m.set, m.alphas) for m in moves])
-        else:
-            self._run(moves)
+        self._run(moves)
         return True
+
+    @property
+    def answers_later(self) -> bool:
+        """Whether `update` does not know yet if the weights were finite."""
+        return self._fused is not None
+
+    def progress(self, wait: bool) -> tuple[int, int]:
+        """(number of the first refused update or 0, number of the last one reached), waiting for the device or not."""
+        return fused.progress(self._fused, wait) if self._fused is not None else (0, 0)
+
+    def reset(self) -> None:
+        """Let updates be made again after one was refused."""
+        if self._fused is not None:
+            self._fused.state.zero_()
+            self._fused.seen.zero_()
 
     def _finite(self) -> bool:
         sums = [
@@ -107,8 +132,9 @@ class Plan:
 
     def _run(self, moves: Sequence[Move]) -> None:
         for chunk in self._chunks:
-            theta = self._theta(chunk)
+            live = self._theta(chunk)
             for m in moves:
+                theta = live if m.source is None else chunk.shadows[m.source]
                 alphas = [m.alphas[i] for i in chunk.indices]
                 compensation = chunk.compensation[m.set]
                 if compensation is None:

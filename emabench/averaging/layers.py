@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from emabench.averaging._checks import NotFinite, check_number
-from emabench.averaging.profiles import GradientNorms, Profile, Stepper, from_dict
+from emabench.averaging.profiles import GradientNorms, Profile, Step, Stepper, from_dict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ class PerLayer(Profile, kind="per_layer"):
         object.__setattr__(self, "default", from_dict(self.default))
         object.__setattr__(self, "rules", {pattern: from_dict(rule) for pattern, rule in self.rules.items()})
         for pattern, rule in [("default", self.default), *self.rules.items()]:
-            if isinstance(rule, (PerLayer, GradientProfile)) or rule.sets != 1:
+            if isinstance(rule, (PerLayer, GradientProfile)) or not rule.is_its_set:
                 raise ValueError(f"{pattern!r}: a {rule.kind!r} cannot be the rule of a layer")
             for name in ("start", "every", "from_initial"):
                 own, shared = getattr(rule, name), getattr(self.default, name)
@@ -129,10 +129,10 @@ class _GradientStepper(Stepper):
         super().__init__(profile, (), [])
         self.rule, self.layers = profile, [name.rpartition(".")[0] for name in names]
 
-    def step(self, k: int, gradient_norms: GradientNorms) -> list[tuple[int, list[float]]]:
+    def step(self, k: int, gradient_norms: GradientNorms) -> list[Step]:
         norms = gradient_norms()
         alpha = self.rule.alpha_by_layer({layer: norms.get(layer, 0.0) for layer in self.layers})
-        return [(0, [alpha[layer] for layer in self.layers])]
+        return [Step(0, [alpha[layer] for layer in self.layers])]
 
 
 @dataclass(frozen=True)

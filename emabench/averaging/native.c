@@ -41,7 +41,8 @@ struct table {
 struct pass {
     const struct table *t;
     int64_t moves;
-    const int32_t *which; /* [moves] the set that each moves */
+    const int32_t *which;  /* [moves] the set that each moves */
+    const int32_t *source; /* [moves] the set that it moves towards, moved before it; -1: the weights */
     const float *alpha;   /* [moves, tensors] */
     int logged;
     atomic_long next;
@@ -245,10 +246,19 @@ INLINE float *shadow(const struct pass *s, int64_t m, int64_t p, int64_t at) {
     return (float *)s->t->shadows[s->which[m] * s->t->pieces + p] + at;
 }
 
+INLINE const float *towards(const struct pass *s, int64_t m, int64_t p, int64_t at, const float *theta) {
+    return s->source[m] < 0 ? theta : (const float *)s->t->shadows[s->source[m] * s->t->pieces + p] + at;
+}
+
+/* Whether four moves from m on are towards the weights: then they can be made in one stream. */
+INLINE int four(const struct pass *s, int64_t m) {
+    return m + 4 <= s->moves && (s->source[m] & s->source[m + 1] & s->source[m + 2] & s->source[m + 3]) == -1;
+}
+
 static void move(const struct pass *s, int64_t p, int64_t at, int64_t n, const float *theta) {
     const struct table *t = s->t;
     int64_t m = 0;
-    for (; m + 4 <= s->moves; m += 4) {
+    for (; four(s, m); m += 4) {
         float *a[4], w[4];
         int plain = 1;
         for (int k = 0; k < 4; k++) {
@@ -262,8 +272,9 @@ static void move(const struct pass *s, int64_t p, int64_t at, int64_t n, const f
     for (; m < s->moves; m++) {
         const float w = s->alpha[m * t->tensors + t->owner[p]];
         float *compensation = (float *)t->compensation[s->which[m] * t->pieces + p];
-        if (compensation) lerp_compensated(shadow(s, m, p, at), compensation + at, theta, w, n);
-        else lerp(shadow(s, m, p, at), theta, w, n);
+        const float *x = towards(s, m, p, at, theta);
+        if (compensation) lerp_compensated(shadow(s, m, p, at), compensation + at, x, w, n);
+        else lerp(shadow(s, m, p, at), x, w, n);
     }
 }
 
@@ -278,7 +289,8 @@ static int move_logged(struct pass *s, int64_t p, int64_t at, int64_t n, const f
     const struct table *t = s->t;
     int clean = 1;
     for (int64_t m = 0; m < s->moves;) {
-        const int count = m + 4 <= s->moves ? 4 : 1;
+        const int count = four(s, m) ? 4 : 1;
+        const float *x = towards(s, m, p, at, theta);
         struct trail l[4];
         float *a[4], w[4];
         for (int k = 0; k < count; k++) {
@@ -286,7 +298,7 @@ static int move_logged(struct pass *s, int64_t p, int64_t at, int64_t n, const f
             a[k] = shadow(s, m + k, p, at);
             w[k] = s->alpha[(m + k) * t->tensors + t->owner[p]];
         }
-        clean &= count == 4 ? lerp_logged(4, a, theta, w, n, l) : lerp_logged(1, a, theta, w, n, l);
+        clean &= count == 4 ? lerp_logged(4, a, x, w, n, l) : lerp_logged(1, a, x, w, n, l);
         for (int k = 0; k < count; k++) t->taken[(m + k) * t->pieces + p] = l[k].taken;
         m += count;
     }
@@ -348,12 +360,13 @@ static void roll_back(void *argument) {
     for (;;) {
         const int64_t p = atomic_fetch_add(&s->next, 1);
         if (p >= t->pieces) return;
-        for (int64_t m = 0; m < s->moves; m++) {
+        for (int64_t m = s->moves - 1; m >= 0; m--) { /* last first: a source is still what it was moved to */
             t->taken[m * t->pieces + p] = 0;
             for (int64_t at = 0; at < t->done[p]; at += BLOCK) {
                 const int64_t n = MIN(t->done[p] - at, BLOCK);
                 struct trail l = trail_of(s, m, p, at);
-                undo(shadow(s, m, p, at), weights(t, p, at, n, wide), s->alpha[m * t->tensors + t->owner[p]], n, &l);
+                const float *x = towards(s, m, p, at, weights(t, p, at, n, wide));
+                undo(shadow(s, m, p, at), x, s->alpha[m * t->tensors + t->owner[p]], n, &l);
                 t->taken[m * t->pieces + p] = l.taken;
             }
         }
@@ -399,9 +412,9 @@ static void in_threads(void (*f)(void *), struct pass *s, int32_t threads, start
 
 /* ---- what native.py calls ---------------------------------------------------------------------------------- */
 /* Move the named sets. With `check`, nothing is moved and 0 is returned if a weight is not finite; else 1. */
-int32_t emabench_update(const struct table *t, int64_t moves, const int32_t *which, const float *alpha, int32_t check,
-                        int32_t threads, start parallel) {
-    struct pass s = {.t = t, .moves = moves, .which = which, .alpha = alpha};
+int32_t emabench_update(const struct table *t, int64_t moves, const int32_t *which, const int32_t *source,
+                        const float *alpha, int32_t check, int32_t threads, start parallel) {
+    struct pass s = {.t = t, .moves = moves, .which = which, .source = source, .alpha = alpha};
     if (check) {
         s.logged = emabench_can_log && t->marks;
         for (int64_t m = 0; s.logged && m < moves; m++) {

@@ -14,6 +14,7 @@ import mmap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from emabench.averaging import build
 from emabench.averaging.tensors import dense
+
+if TYPE_CHECKING:
+    from emabench.averaging.kernels import Move
 
 PIECE = 1 << 17  # elements that a thread takes at a time: small enough that none waits long for the last
 ALONE = 1 << 20  # weights × averages below which waking other threads costs more than they save
@@ -57,7 +61,7 @@ def library() -> ctypes.CDLL | None:
             )
         return None
     pointer, long, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    loaded.emabench_update.argtypes = [pointer, long, pointer, pointer, integer, integer, pointer]
+    loaded.emabench_update.argtypes = [pointer, long, *[pointer] * 3, integer, integer, pointer]
     loaded.emabench_update.restype = integer
     return loaded
 
@@ -122,8 +126,9 @@ class Table:
         self._point()
         self._address = ctypes.addressof(self._table)
         self._which = np.empty(len(sets), dtype=np.int32)
+        self._source = np.empty(len(sets), dtype=np.int32)
         self._alpha = np.empty((len(sets), len(live)), dtype=np.float32)
-        self._call = (self._which.ctypes.data, self._alpha.ctypes.data)
+        self._call = (self._which.ctypes.data, self._source.ctypes.data, self._alpha.ctypes.data)
         self._logs = 0  # moves that there is a log for
 
     def _point(self) -> None:
@@ -152,15 +157,16 @@ class Table:
         self._table.marks_row, self._table.odd_row = marks_at[-1], odd_at[-1]
         self._point()
 
-    def update(self, moves: Sequence[tuple[int, float | Sequence[float]]], check: bool) -> bool:
-        """average += α (θ − average) for each (set, α of all tensors or of each).
+    def update(self, moves: Sequence[Move], check: bool) -> bool:
+        """average += α (θ − average) for each move.
 
         With `check`: False, and nothing has moved, if a weight is not finite.
         """
         count = len(moves)
-        for i, (index, alphas) in enumerate(moves):
-            self._which[i] = index
-            self._alpha[i] = alphas
+        for i, move in enumerate(moves):
+            self._which[i] = move.set
+            self._source[i] = -1 if move.source is None else move.source
+            self._alpha[i] = move.alphas
         work = self._weights * count
         if check and self._can_log and work > LOG and count > self._logs:
             self._make_log(count)

@@ -13,8 +13,8 @@ class Offload:
     """One update in flight at a time.
 
     `start` copies the weights to host memory in the order of the device's own work, so that the next optimiser
-    step cannot overtake the copy; the arithmetic runs in a thread once the copy has arrived. The copy takes host
-    memory of the model's size, pinned when it comes from a GPU.
+    step cannot overtake the copy; the arithmetic runs in a thread once the copy has arrived. The copy, `staged`,
+    takes host memory of the model's size, pinned when it comes from a GPU.
     """
 
     def __init__(self, live: Sequence[Tensor]) -> None:
@@ -23,10 +23,10 @@ class Offload:
     def __getstate__(self) -> list[Tensor]:
         """For copy.deepcopy and pickle. A copy's memory is not pinned, so that its transfers are waited for."""
         self.wait()
-        return self._staged
+        return self.staged
 
     def __setstate__(self, staged: list[Tensor]) -> None:
-        self._staged = staged
+        self.staged = staged
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="averages")
         self._flight: Future[None] | None = None
         self._undo: Callable[[], None] | None = None
@@ -34,7 +34,7 @@ class Offload:
     def start(self, live: Sequence[Tensor], work: Callable[[Sequence[Tensor]], None]) -> None:
         """Stage `live` and run `work` on the copies in the thread."""
         self.wait()
-        for staged, tensor in zip(self._staged, live, strict=True):
+        for staged, tensor in zip(self.staged, live, strict=True):
             staged.copy_(tensor, non_blocking=True)
         events = []
         for device in {t.device for t in live if t.is_cuda}:
@@ -44,7 +44,7 @@ class Offload:
             for event in events:
                 event.synchronize()
             with torch.no_grad():
-                work(self._staged)
+                work(self.staged)
 
         self._flight, self._undo = self._thread.submit(run), None
 

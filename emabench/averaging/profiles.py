@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from emabench.averaging._checks import (
     check_choice,
@@ -44,6 +44,17 @@ GradientNorms = Callable[[], Mapping[str, float]]
 """By layer, the Euclidean norm of the gradients in place; asked for by the rules that depend on them."""
 
 
+class Step(NamedTuple):
+    """What one set of an average's tensors does: moves by each tensor's alpha towards the weights, or another set.
+
+    source: the index of the set it moves towards, after that has moved; None for the weights.
+    """
+
+    set: int
+    alphas: Sequence[float]
+    source: int | None = None
+
+
 class Stepper:
     """How one average is stepped: made by `Profile.stepper` for the tensors of one model.
 
@@ -60,12 +71,12 @@ class Stepper:
         """The sets that become a copy of the weights after update t."""
         return [0] if self.profile.start == t and self.profile.from_initial else []
 
-    def step(self, k: int, gradient_norms: GradientNorms) -> list[tuple[int, list[float]]]:
-        """(set, alpha of each tensor) for all sets that change k of the average moves. Replaces `state`."""
+    def step(self, k: int, gradient_norms: GradientNorms) -> list[Step]:
+        """What change k of the average does, in order. Replaces `state`."""
         steps = [p.advance(k, log) for p, log in zip(self.components, self.state, strict=True)]
         self.state = [log for _, log in steps]
         changed = (k - 1) % self.profile.sets
-        return [(changed, [steps[i][0] for i in self.component])]
+        return [Step(changed, [steps[i][0] for i in self.component])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +220,11 @@ class Profile:
         return self.describe(T)["centre_of_mass"] + 1.0
 
     # -- plain data -------------------------------------------------------------------------------------------
+    @classmethod
+    def expand(cls, name: str, plain: Mapping[str, Any]) -> dict[str, Profile]:
+        """The averages that an entry of a configuration asks for; a kind may make several of one."""
+        return {name: from_dict(plain)}
+
     def to_dict(self) -> dict[str, Any]:
         """{"kind": …} and every option that differs from its default; `from_dict` takes it back."""
         plain: dict[str, Any] = {"kind": self.kind}
@@ -253,6 +269,16 @@ def window_of(described: Mapping[str, float]) -> float | None:
 def window_of_decay(decay: float) -> float:
     """`window_of` an EMA that has run long: 1/(1 − β)."""
     return 1.0 / (1.0 - decay)
+
+
+def expand(name: str, plain: Mapping[str, Any] | Profile) -> dict[str, Profile]:
+    """The averages by name that the entry `name: plain` of a configuration asks for; some kinds make several."""
+    if isinstance(plain, Profile):
+        return {name: plain}
+    for search in SEARCH:
+        search(str(plain.get("kind")))
+    kind = KINDS.get(str(plain.get("kind")))
+    return kind.expand(name, plain) if kind else {name: from_dict(plain)}
 
 
 def from_dict(plain: Mapping[str, Any] | Profile) -> Profile:
@@ -358,8 +384,8 @@ class EMA(Profile, kind="ema"):
         return alpha / -np.expm1(log_decay * np.arange(1.0, n + 1.0)) if self.debias else alpha
 
     def describe(self, T: int | None = None) -> dict[str, float]:
-        """As Profile.describe; with T left out, of an average that has run for ever."""
-        if T is not None:
+        """As Profile.describe; with T left out, of a plain EMA that has run for ever."""
+        if T is not None or type(self).advance is not EMA.advance or type(self).weights is not EMA.weights:
             return super().describe(T)
         beta, log_decay = self.beta, self.log_decay
         return {

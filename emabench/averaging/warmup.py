@@ -26,12 +26,22 @@ def _log(t: int, beta: float, w: Warmup) -> float:
 
 
 def _ratio(t: int, beta: float, w: Warmup) -> float:
-    """min(β, (1+t)/(steps+t)), steps = 10 in TensorFlow and latent diffusion. It caps the window at about t/9."""
+    """min(β, (1+t)/(steps+t)), which caps the window at about t/9.
+
+    With steps=10 it is latent diffusion's LitEma, and with start=1 as well diffusers' EMAModel(use_ema_warmup=False),
+    which takes the weights after the first update whole.
+    """
     return min(beta, (1.0 + t) / (w.steps + t))
 
 
 def _power(t: int, beta: float, w: Warmup) -> float:
-    """min(β, 1 − (1 + t/steps)^−power), the ramp of diffusers and ema-pytorch (`inv_gamma` is steps)."""
+    """min(β, 1 − (1 + t/steps)^−power).
+
+    With start=1 it is the ramp of diffusers' EMAModel(use_ema_warmup=True), of timm's ModelEmaV3(use_warmup=True) given
+    the number of each update, and of ema-pytorch's EMA(update_every=1, update_after_step=0), all of which take the
+    weights after the first update whole; `steps` is their inv_gamma or warmup_gamma. (At other values of update_every
+    ema-pytorch does not compound the decay, and no profile here equals it.)
+    """
     return min(beta, 1.0 - (1.0 + t / w.steps) ** -w.power)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from emabench.averaging import EMA, Averager, NotFinite, build, native
+from emabench.averaging.kernels import Move, Plan
 
 LARGE = 270_001  # weights: above native.LOG, several pieces, and no multiple of anything
 
@@ -110,12 +111,18 @@ def bits(sets):
 
 
 MOVES = {
-    "slow decays": [(i, 10.0 ** -(i + 1)) for i in range(6)],
-    "one": [(1, 0.001)],
-    "by tensor": [(0, [0.1, 0.2, 0.001, 0.0]), (3, 0.01)],
-    "fast decays": [(0, 0.2), (1, 0.24), (2, 0.15)],
-    "copies": [(0, 1.0), (1, 0.001)],
-    "beyond a half": [(0, 0.7), (1, 0.001), (2, 0.5), (3, 0.4)],
+    "slow decays": [Move(i, [10.0 ** -(i + 1)] * 4) for i in range(6)],
+    "one": [Move(1, [0.001] * 4)],
+    "by tensor": [Move(0, [0.1, 0.2, 0.001, 0.0]), Move(3, [0.01] * 4)],
+    "fast decays": [Move(i, [0.14 + i / 25] * 4) for i in range(3)],
+    "copies": [Move(0, [1.0] * 4), Move(1, [0.001] * 4)],
+    "beyond a half": [Move(i, [alpha] * 4) for i, alpha in enumerate((0.7, 0.001, 0.5, 0.4))],
+    "one follows another": [
+        Move(0, [0.1] * 4),
+        Move(4, [0.01] * 4, source=0),
+        *(Move(i, [0.001] * 4) for i in (1, 2, 3)),
+        Move(5, [0.02] * 4, source=4),
+    ],
 }
 
 
@@ -138,6 +145,24 @@ def test_a_checked_pass_moves_the_same_bits_or_none(instructions, moves, dtype, 
         assert not checked.update(MOVES[moves], True)
         live[tensor][at] = kept
         assert all(map(torch.equal, bits(sets), before))
+
+
+@pytest.mark.parametrize("moves", MOVES)
+def test_c_and_torch_agree(moves):
+    if native.library() is None:
+        return
+    torch.manual_seed(0)
+    live = [torch.randn(n) for n in (3, 40_000, LARGE, 17)]
+    sets = [[torch.randn_like(t) for t in live] for _ in range(6)]
+    other = [[t.clone() for t in one] for one in sets]
+    native.table(live, sets, [None] * 6).update(MOVES[moves], True)
+    with mock.patch.object(native, "table", lambda *given: None):
+        plan = Plan(live, other, [None] * 6)
+    assert plan.arithmetic == "torch"
+    plan.update(MOVES[moves])
+    for ours, theirs in zip(sets, other, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_compensated_averages_are_left_as_they_were_too():
@@ -178,7 +203,7 @@ def test_the_log_takes_a_fraction_of_the_averages_memory():
     table = native.table(live, [[torch.randn(4_000_000)]], [None]) if native.library() else None
     if table is None:
         return
-    table.update([(0, 0.001)], True)
+    table.update([Move(0, [0.001])], True)
     average = 4 * 4_000_000
     if not table._can_log:
         return

@@ -10,7 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from emabench.averaging import EMA, LAWA, Averager, Mean, PowerEMA, SqrtEMA, Warmup, from_dict, native
+from emabench.averaging import (
+    BEMA,
+    EMA,
+    LAWA,
+    Annealing,
+    Averager,
+    EMAOfEMA,
+    Mean,
+    PowerEMA,
+    SqrtEMA,
+    TailBlend,
+    Warmup,
+    from_dict,
+    native,
+)
 
 from . import oracle
 from .support import History, Small, assert_close, walk
@@ -44,6 +58,42 @@ profiles = st.one_of(
     st.builds(LAWA, k=st.integers(1, 4), every=intervals, start=starts),
     st.builds(PowerEMA, sigma_rel=st.floats(0.02, 0.28), every=intervals, start=starts),
     st.builds(PowerEMA, gamma=st.floats(0, 40), every=intervals, start=starts),
+    st.builds(PowerEMA, half_life_fraction=st.floats(0.02, 1), every=intervals, start=starts),
+    st.builds(
+        BEMA,
+        ema_power=st.floats(0.1, 1),
+        bias_power=st.floats(0, 1),
+        lag=st.floats(1, 20),
+        multiplier=st.floats(0.1, 3),
+        every=intervals,
+        start=starts,
+    ),
+    st.builds(
+        lambda decay, **rest: TailBlend(decay, **rest),
+        st.sampled_from([0.0, 0.5, 0.9]),
+        weight=st.sampled_from([0.0, 0.3, 1.0]),
+        every=intervals,
+        start=starts,
+        debias=st.booleans(),
+    ),
+    st.builds(
+        lambda decay, **rest: EMAOfEMA(decay, **rest),
+        st.sampled_from([0.0, 0.5, 0.9]),
+        second=st.sampled_from([None, 0.0, 0.8]),
+        every=intervals,
+        start=starts,
+        debias=st.booleans(),
+        warmup=st.none() | warmups,
+    ),
+    st.builds(
+        lambda last, begin, every, schedule: Annealing(
+            schedule=schedule, last=last * every, end=last * every + begin, every=every
+        ),
+        st.integers(1, 12),
+        starts,
+        intervals,
+        st.sampled_from(["linear", "cosine", "1-sqrt", [1, 1, 0], [1, 0.5, 0.2]]),
+    ),
 )
 
 
@@ -102,6 +152,11 @@ ALL = {
     "sqrt": SqrtEMA(every=2),
     "power": PowerEMA(sigma_rel=0.1, start=1),
     "lawa": LAWA(k=3, every=2, start=1),
+    "bema": BEMA(start=2),
+    "tail": TailBlend(decay=0.9, weight=0.6, start=3),
+    "twice": EMAOfEMA(decay=0.9, second=0.8, every=2),
+    "twice_debiased": EMAOfEMA(decay=0.9, debias=True, start=2),
+    "annealing": Annealing(schedule="cosine", last=6, end=10),
     "per_layer": {"kind": "per_layer", "default": EMA(decay=0.9), "rules": {"norm.*": EMA(half_life=3)}},
     "per_layer_debiased": {
         "kind": "per_layer",
