@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any
 
 from emabench import plugins
-from emabench.config import SCALES, Config, bind
 from emabench.data import catalog
-from emabench.errors import UserError, nearest
+from emabench.errors import UserError
 from emabench.paths import conf_dir
+from emabench.words import NAMES_OR_PATHS, NOT_ONE, check, check_key, known, not_an_override, path_of
 
-NOT_ONE = "is not an override; write key=value, for example ema.decay=0.999 or seed=0,1,2"
-FREE = ("averages",)  # sections whose keys are the user's own
+if TYPE_CHECKING:  # imported where they are used: a mistyped word is answered without them
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+    from emabench.config import Config
 
 
 def configuration(overrides: Sequence[str]) -> Config:
@@ -41,6 +36,9 @@ def configuration(overrides: Sequence[str]) -> Config:
                 f"{listed if override.key_or_group == 'ema.decay' else ''}; one value with a comma in it "
                 f"is written '{override.key_or_group}=\"…,…\"'"
             )
+
+    from emabench.config import bind
+
     return bind(composed(parsed))
 
 
@@ -54,6 +52,9 @@ def choices(override: Override) -> list[str]:
     key, line, value = override.get_key_element(), override.input_line or "", override.value()
     if not override.is_sweep_override():
         return [line]
+
+    from hydra.core.override_parser.types import Glob
+
     if isinstance(value, Glob):
         values: Iterable[object] = value.filter(groups().get(override.key_or_group, []))
     elif override.is_discrete_sweep():
@@ -67,16 +68,21 @@ def choices(override: Override) -> list[str]:
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """The words as Hydra reads them; a word that is no override is answered with what one looks like."""
-    parser = OverridesParser.create()
+    """The words as Hydra reads them, paths as they are. Raises UserError for one that is no override."""
+    check(overrides)
+    parser = _parser()
+
+    from hydra.errors import HydraException
+
     parsed = []
     for word in overrides:
+        path, (key, _, value) = path_of(word), word.partition("=")
         try:
-            override = parser.parse_override(word)
+            override = parser.parse_override(_quoted(*path) if path else word)
         except HydraException as error:
-            cut = word.endswith(",") or any(word.count(a) != word.count(b) for a, b in ("[]", "{}"))
-            spaces = "; there is a space after it: put the whole word in quotes" if cut else ""
-            raise UserError(f"{word!r} {NOT_ONE}{spaces}") from error
+            if key.lstrip("+") not in NAMES_OR_PATHS:
+                raise UserError(not_an_override(word)) from error
+            override = parser.parse_override(_quoted(key, value))
         if not override.key_or_group:
             raise UserError(f"{word!r} {NOT_ONE}")
         if override.is_hydra_override():
@@ -88,32 +94,66 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def _parser() -> Any:
+    """Hydra's parser of overrides, whose visitor works by assertions with effects: they stay on under `python -O`."""
+    from hydra.core.override_parser import overrides_parser
+
+    visitor = overrides_parser.HydraOverrideVisitor
+    if sys.flags.optimize and sys.modules[visitor.__module__].__dict__.get("HydraOverrideVisitor") is visitor:
+        spec = importlib.util.find_spec(visitor.__module__)
+        assert spec and spec.origin
+        module = importlib.util.module_from_spec(spec)
+        exec(compile(Path(spec.origin).read_bytes(), spec.origin, "exec", optimize=0), module.__dict__)
+        overrides_parser.HydraOverrideVisitor = module.HydraOverrideVisitor  # type: ignore[misc]
+    return overrides_parser.OverridesParser.create()
+
+
+def _quoted(key: str, text: str) -> str:
+    """An override that gives a key this text, whatever is in it."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return f"{key}={QuotedString(text.replace('${', chr(92) + '${'), Quote.single).with_quotes()}"
+
+
 def composed(overrides: Sequence[Override]) -> DictConfig:
     """The composed configuration, unresolved. Every key is held against what the configuration knows."""
     groups = [o for o in overrides if _is_group(o)]
     for override in groups:
         _check_choice(override)
-    known = _known(tuple(o.input_line or "" for o in groups), tuple(plugins.folders()))
+    task = next((str(o.value()) for o in reversed(groups) if o.key_or_group == "task"), None)
+    keys = known(task, tuple(plugins.folders()))
     for override in overrides:
         if override not in groups:
-            _check_key(override, known)
-            _check_task_option(override, known)
-    return _compose([o.input_line or "" for o in overrides])
+            section = isinstance(override.value(), dict)
+            add, delete = override.is_add(), override.is_delete()
+            line = override.input_line or ""
+            check_key(line, override.key_or_group, keys, add=add, delete=delete, section=section)
+    composed = _compose([o.input_line or "" for o in overrides])
+    if any(o.key_or_group.startswith("task.") for o in overrides):
+        defaults = _defaults(tuple(o.input_line or "" for o in groups), tuple(plugins.folders()))
+        for override in overrides:
+            _check_task_option(override, defaults)
+    return composed
 
 
 @functools.lru_cache(maxsize=64)
-def _known(groups: tuple[str, ...], folders: tuple[Path, ...]) -> DictConfig:
-    """What there is to override once these groups are chosen. Composed once for all runs of a table."""
+def _defaults(groups: tuple[str, ...], folders: tuple[Path, ...]) -> DictConfig:
+    """What holds once these groups are chosen. Composed once for all runs of a table."""
     return _compose(list(groups))
 
 
 def _compose(overrides: list[str]) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     logging.getLogger("hydra").setLevel(logging.ERROR)
     register_resolvers()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"), _tasks_from_outside(overrides):
-            return hydra_compose("config", overrides)
+            return compose("config", overrides)
     except (
         HydraException,
         OmegaConfBaseException,
@@ -127,6 +167,9 @@ def _compose(overrides: list[str]) -> DictConfig:
 @contextmanager
 def _tasks_from_outside(overrides: Sequence[str]) -> Iterator[None]:
     """Inside the block Hydra knows the YAML of tasks that are not in `conf/`. UserError for a broken one asked for."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import DictConfig, OmegaConf
+
     store = ConfigStore.instance()
     outside = [item for item in plugins.find("conf/task").values() if not item.source.built_in]
     for item in outside:
@@ -150,12 +193,16 @@ def _tasks_from_outside(overrides: Sequence[str]) -> Iterator[None]:
 
 def register_resolvers() -> None:
     """`${by_scale:smoke,small,paper}`, `${share_of_steps:0.75}` and `${first_found:fashion_mnist,digits}`."""
+    from omegaconf import OmegaConf
+
     OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
     OmegaConf.register_new_resolver("share_of_steps", _share_of_steps, replace=True)
     OmegaConf.register_new_resolver("first_found", _first_found, replace=True)
 
 
 def _by_scale(*values: Any, _root_: DictConfig) -> Any:
+    from emabench.config import SCALES
+
     if len(values) != len(SCALES):
         raise ValueError(f"by_scale takes one value each for {', '.join(SCALES)}, not {len(values)}")
     return values[SCALES.index(_root_.scale)]
@@ -164,7 +211,9 @@ def _by_scale(*values: Any, _root_: DictConfig) -> Any:
 def _share_of_steps(share: float, *, _root_: DictConfig) -> int:
     """A step by its place in the run, whatever length the user gives the run."""
     steps = _root_.steps
-    return round(share * steps) if isinstance(steps, int) else 0  # what else it is, is said of `steps` itself
+    return (
+        round(share * steps) if isinstance(steps, int | float) else 0
+    )  # what else it is, is said of `steps` itself
 
 
 def _first_found(*names: str, _root_: DictConfig) -> str:
@@ -186,30 +235,6 @@ def _check_choice(override: Override) -> None:
         plugins.get(f"conf/{override.key_or_group}", str(override.value()), override.input_line or "")
 
 
-def _check_key(override: Override, known: DictConfig) -> None:
-    """A key has to be there already, with a `+` before it or without: the configuration is typed as a whole."""
-    node: Any = known
-    for position, part in enumerate(parts := override.key_or_group.split(".")):
-        if position and parts[0] in FREE:
-            if part not in node and not override.is_add() and not override.is_delete():
-                raise UserError(f"{override.input_line}: is not there yet; write +{override.input_line}")
-            return
-        if not isinstance(node, DictConfig) or part not in node:
-            place = ".".join(parts[:position])
-            where = f" in {place}" if place else ""
-            keys = [str(key) for key in node] if isinstance(node, DictConfig) else []
-            close = nearest(part, keys) if position else _nearest_anywhere(override.key_or_group, known)
-            if place == "ema.warmup":  # the one key that takes a mapping of its own
-                close = f"; write {place}={{{part}: …}}"
-            raise UserError(f"{override.input_line}: there is no key {part!r}{where}{close}")
-        node = node._get_node(part)
-    if isinstance(node, DictConfig) and not isinstance(override.value(), dict) and not override.is_delete():
-        first = str(next(iter(node), "key"))
-        raise UserError(
-            f"{override.input_line}: {override.key_or_group} is a section; set its keys ({parts[-1]}.{first}=…)"
-        )
-
-
 KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -217,26 +242,15 @@ def _check_task_option(override: Override, known: DictConfig) -> None:
     """A task's own options are typed in its file, which imports torch: catch a wrong kind of value before that."""
     if not override.key_or_group.startswith("task.") or override.is_delete() or override.is_sweep_override():
         return
+
+    from omegaconf import OmegaConf
+
     value, default = override.value(), OmegaConf.select(known, override.key_or_group)
     expected = type(default)
+    if expected is int and isinstance(value, float) and value.is_integer():
+        return  # 1e4
     fits = isinstance(value, expected | (int if expected is float else expected)) and (
         expected is bool or not isinstance(value, bool)
     )
     if value is not None and expected in KINDS and not fits:
         raise UserError(f"{override.input_line}: should be {KINDS[expected]}, {default!r} for example")
-
-
-def _nearest_anywhere(word: str, known: DictConfig) -> str:
-    """For a key that is not at the top: one of that name in a section, the nearest, or what is at the top."""
-    inside = [key for key in _all_keys(known) if key.rpartition(".")[2] == word.rpartition(".")[2]]
-    if inside:
-        return f"; did you mean {inside[0]!r}?"
-    return nearest(word, _all_keys(known), otherwise=[str(key) for key in known])
-
-
-def _all_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
-        yield f"{prefix}{key!s}"
-        node = config._get_node(key)
-        if isinstance(node, DictConfig):
-            yield from _all_keys(node, f"{prefix}{key!s}.")

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from emabench import plugins
 from emabench.averaging import profiles
@@ -25,7 +35,15 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+
+
+def _whole(value: Any) -> Any:
+    """1e4 as 10000: a float that is a whole number, in the place of one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Expanded = Annotated[str, AfterValidator(os.path.expanduser)]  # a path: ~ is the user's home directory
 
 
 class Section(BaseModel):
@@ -186,8 +204,8 @@ class Config(Section):
     )
 
     supports: SupportsConfig = SupportsConfig()
-    results_dir: str = Field(min_length=1, description="runs lie in <results_dir>/<task>/<run_id>/")
-    data_dir: str = Field(min_length=1, description="where data sets are looked for and downloaded to")
+    results_dir: Expanded = Field(min_length=1, description="runs lie in <results_dir>/<task>/<run_id>/")
+    data_dir: Expanded = Field(min_length=1, description="where data sets are looked for and downloaded to")
     device: str = Field(description="auto, cpu, cuda, cuda:1")
     devices: Count = Field(
         1, description="processes that share each batch, one GPU each where there are GPUs"
@@ -398,6 +416,11 @@ def _say(kind: type[Section], detail: Any, at: str) -> str:
     if detail["type"] == "value_error" and (not path or isinstance(value, dict)):
         prefix = f"{key}." if key else ""
         return f"{prefix}{message}"
+    if isinstance(value, list) and detail["type"] in ("int_type", "float_type", "string_type", "bool_type"):
+        several = ",".join(map(str, value))
+        return (
+            f"{key}={value}: is a list and {key} takes one value; several runs are written -m {key}={several}"
+        )
     return f"{key}={value}: {message}" if not isinstance(value, dict) else f"{key}: {message}"
 
 

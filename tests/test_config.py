@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -142,11 +143,11 @@ def test_a_key_that_came_later_leaves_older_runs_what_they_were() -> None:
 
 
 def test_sweep_expands_in_order() -> None:
-    assert sweep(["a=1,2", "b=x", "c=range(0,2)"]) == [
-        ["a=1", "b=x", "c=0"],
-        ["a=1", "b=x", "c=1"],
-        ["a=2", "b=x", "c=0"],
-        ["a=2", "b=x", "c=1"],
+    assert sweep(["steps=1,2", "group=x", "seed=range(0,2)"]) == [
+        ["steps=1", "group=x", "seed=0"],
+        ["steps=1", "group=x", "seed=1"],
+        ["steps=2", "group=x", "seed=0"],
+        ["steps=2", "group=x", "seed=1"],
     ]
 
 
@@ -208,3 +209,96 @@ def test_a_signal_is_an_interruption_wherever_it_comes(number: int) -> None:
         time.sleep(0.5)  # it says 1 just before it listens
         going.send_signal(number)
         assert going.wait(20) == 75
+
+
+FOLDERS = [
+    "/data/my runs (1)", "/data/中文", "/home/müller/runs", "/data/it's", '/data/"x"', "/data/lr=0.1", "/data/a#b", "/data/a&b",
+    "/data/[x]", "/data/{y}", "/data/a,b", "/data/${HOME}", "/data/a\\b", "/data/back\\", "/data/ends in space ", "null", "a:b",
+    "1", "true", "/data/😀", "/data/%j", "./x/../y", "/data/*?", "/data/\\'", "/data/${oc.env:HOME}", "~missing-user/x", "$x", "@",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["results_dir", "data_dir"])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_path_is_taken_as_it_is(key: str, folder: str) -> None:
+    assert getattr(config(f"{key}={folder}"), key) == folder
+    (job,) = sweep([f"{key}={folder}"])
+    assert getattr(config(*job), key) == folder  # composed from what a sweep made of it
+
+
+def test_other_keys_that_are_paths_are_taken_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    corpus = tmp_path / "my corpus, it's (1).txt"
+    corpus.write_text("x")
+    for given in (corpus, f"~/{corpus.name}"):
+        made = configuration(["task=lstm", "scale=smoke", f"task.corpus={given}"])
+        assert made.task["corpus"] == str(corpus)
+    made = configuration(["task=ddpm", "scale=smoke", "task.inception_weights=~/my weights (1).pth"])
+    assert made.task["inception_weights"] == str(tmp_path / "my weights (1).pth")
+    missing = configuration(["task=lstm", "scale=smoke", "task.corpus=not there (1).txt"])
+    assert missing.task["corpus"] == "not there (1).txt"
+    assert sweep(["task=lstm", "task.corpus=topics,x.txt"]) == [
+        ["task=lstm", "task.corpus=topics"],
+        ["task=lstm", "task.corpus=x.txt"],
+    ]
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("EMABENCH_DATA", "~/data")
+    assert config("results_dir=~/x").results_dir == f"{tmp_path}/x"
+    assert config().data_dir == f"{tmp_path}/data"
+
+
+def test_whole_numbers_are_written_in_any_way() -> None:
+    assert config("steps=1e4").steps == config("steps=10000.0").steps == 10_000
+    assert config("steps=1e4").run_id() == config("steps=10000").run_id()
+    assert config("task.curvatures=1e1").task["curvatures"] == 10
+    with pytest.raises(UserError, match=r"steps=10000\.5"):
+        config("steps=10000.5")
+
+
+@pytest.mark.parametrize("program", [["-O"], []])
+def test_assertions_that_are_off_change_nothing(program: list[str]) -> None:
+    """Hydra's parser works by assertions with effects."""
+    words = [
+        "-m",
+        "task=quadratic",
+        "scale=smoke",
+        "seed=range(0,2)",
+        "+averages.x={kind: mean}",
+        "--dry-run",
+    ]
+    command = [sys.executable, *program, "-m", "emabench", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", "task=quadratic", "seed=[0,1]"], "several runs are written -m seed=0,1"),
+        (["seed=[0,1]"], "several runs are written -m seed=0,1"),
+        (["~ema"], "every run needs ema"),
+        (["~steps"], "every run needs steps"),
+        (["--cfg", "hydra"], "--cfg shows all that a run has"),
+        (["--cfg=all"], "--cfg shows all that a run has"),
+        (["--info"], "option of Hydra's"),
+        (["--hydra-help"], "option of Hydra's"),
+        (["-cn", "other"], "option of Hydra's"),
+    ],
+)
+def test_hydras_forms_are_answered(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_hydras_way_of_showing_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--cfg"], ["--cfg", "job"], ["-c", "job"], ["--cfg=job"]):
+        assert cli.main([*words, "task=quadratic", "scale=smoke"]) == 0
+        assert "steps: 20" in capsys.readouterr().out

@@ -24,7 +24,7 @@ def main(words: Sequence[str]) -> int:
         raise UserError(f"export RUN average=NAME: of this run {', '.join(names)}")
     if average not in names:
         raise UserError(f"average={average}: the run has none of that name{nearest(average, names)}")
-    to = Path(options["to"] or directory.exported / average)
+    to = Path(options["to"]).expanduser() if options["to"] else directory.exported / average
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:

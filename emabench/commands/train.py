@@ -21,6 +21,7 @@ def main(words: Sequence[str]) -> int:
         if results_dir is not None:
             _show_report(results_dir)
         return status
+    words = _without_hydras_flags(words)
     flags = [word for word in words if word.startswith("-")]
     overrides = [word for word in words if not word.startswith("-")]
     for flag in flags:
@@ -66,6 +67,37 @@ def main(words: Sequence[str]) -> int:
     if result.status == "finished":
         _show_pages(config, done)
     return DONE if result.status == "finished" else FAILED
+
+
+HYDRAS = {
+    *("--info", "-i", "--hydra-help", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--package", "-p", "--resolve", "--shell-completion", "-sc", "--experimental-rerun", "--run", "-r"),
+}
+
+
+def _without_hydras_flags(words: Sequence[str]) -> list[str]:
+    """`--cfg job` and `-c job` are `--cfg`; other options of Hydra's are answered with what does the same here."""
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.partition("=")
+        if name in ("--cfg", "-c"):
+            if not equals and queue and queue[0] in ("job", "hydra", "all"):
+                value = queue.pop(0)
+            if value not in ("", "job"):
+                raise UserError(
+                    f"--cfg {value}: Hydra's own settings are not used; --cfg shows all that a run has"
+                )
+            rest.append("--cfg")
+        elif name in HYDRAS:
+            raise UserError(
+                f"{name}: is an option of Hydra's that emabench does not take; --cfg shows a run's configuration, "
+                "--help the commands, --path DIR adds tasks, tables and sweeps of your own"
+            )
+        else:
+            rest.append(word)
+    return rest
 
 
 def _show_pages(config: Config, done: bool) -> None:

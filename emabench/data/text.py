@@ -63,7 +63,7 @@ def located(name: str, data_dir: Path, key: str = "task.corpus") -> Path | None:
     """The file or folder of a corpus, None for those that are not one. Raises UserError where it is not there."""
     if name in ("topics", "python") or name.startswith("hub:"):
         return None
-    for path in (data_dir / name, Path(name)):
+    for path in (data_dir / name, Path(name).expanduser()):
         if path.is_file() or path.is_dir():
             return path
     if name in catalog.DATASETS:

@@ -81,7 +81,7 @@ class Profile(Section):
 def profile(name: str, changes: Mapping[str, Any]) -> Profile:
     """A profile of `conf/cluster/`, or of a file given by its path, with some values changed. Raises UserError."""
     folder = conf_dir() / "cluster"
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         close = nearest(name, [file.stem for file in folder.glob("*.yaml")])
         raise UserError(f"cluster={name}: there is no such profile{close}; or give the path of a YAML file")

@@ -38,7 +38,7 @@ def named_run(
             chosen[key] = value
         else:
             raise UserError(f"{word}: {verb} has no such option{nearest(key, [*options, *HERE])}")
-    directory = RunDirectory(Path(words[0]))
+    directory = RunDirectory(Path(words[0]).expanduser())
     config = read_config(directory)
     return (checked(Config, config.model_dump() | here) if here else config), directory, chosen
 

@@ -293,7 +293,7 @@ def test_an_interrupted_sweep_goes_on_with_what_is_missing(
     monkeypatch.setattr(Trainer, "train", train)
     assert main(words) == INTERRUPTED
     assert trained == [0, 1]  # it ends the sweep, not one job
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert main(words) == DONE
     assert trained == [0, 1, 1, 2]
     shown = capsys.readouterr().out
