@@ -204,11 +204,11 @@ def task_reference() -> Iterator[str]:
         comments = [line for line in comments if not line.startswith("@package")]
         meanings = option_meanings(path.stem)
         yield f"\n## {path.stem}\n\n" + "\n".join(comments).strip() + "\n"
-        yield "| option | smoke | small | paper | meaning |\n|---|---|---|---|---|"
+        yield "| option | meaning | smoke | small | paper |\n|---|---|---|---|---|"
         for key, value in flat(yaml.safe_load(text)["task"]):
             if key != "name":
                 cells = " | ".join(code(part) for part in scales(value))
-                yield f"| {code(key)} | {cells} | {cell(meanings.get(key, ''))} |"
+                yield f"| {code(key)} | {cell(meanings.get(key, ''))} | {cells} |"
 
 
 def flat(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

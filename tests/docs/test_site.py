@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -107,6 +108,15 @@ def test_the_readme_quotes_the_committed_tables() -> None:
                 wrong.append(line)
     assert quoted >= 8
     assert not wrong
+
+
+def test_the_readme_shows_the_committed_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "images"))
+    import window
+    from PIL import Image
+
+    with Image.open(ROOT / "docs" / "images" / "window.png") as picture:
+        assert json.loads(picture.text["Description"]) == window.numbers(), "run docs/images/window.py"  # type: ignore[attr-defined]
 
 
 def _verdict(claim: str, column: int) -> str:
