@@ -1,6 +1,6 @@
 """Pages that are generated when the site is built: from the README, the configuration, the tables' committed files.
 
-Reads sources as text and imports `emabench.config` alone, so that a build needs no torch.
+Reads sources as text, and imports nothing that needs torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
+from emabench import averaging
 from emabench.config import SCALES, Config, Section
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +32,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         if FOUND in section:
             section[FOUND] = pages
     return config
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put lists in the place of their markers: <!-- list: sweeps -->."""
+    return re.sub(r"^<!-- list: (\w+) -->$", lambda m: "\n".join(LISTS[m[1]]()), markdown, flags=re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -117,6 +124,43 @@ def result_page(path: Path) -> str:
         f"[{kind}]({path.stem}.{kind})" for kind in ("json", "csv") if path.with_suffix(f".{kind}").exists()
     ]
     return f"{text}\n\nNumbers by run: {', '.join(data)}. Made by `emabench table {path.stem}`.\n"
+
+
+# -- lists in pages that are written by hand -------------------------------------------------------------------
+def sweeps() -> Iterator[str]:
+    """`conf/sweep/` by the first line of each file."""
+    yield "| sweep | what it is |\n|---|---|"
+    for path in sorted((ROOT / "conf" / "sweep").glob("*.yaml")):
+        yield f"| `{path.stem}` | {cell(path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# '))} |"
+
+
+def claims() -> Iterator[str]:
+    """The types of claims by the docstrings of their files."""
+    yield "| `type` | what is claimed |\n|---|---|"
+    for path in sorted((ROOT / "emabench" / "tables" / "claims").glob("[a-z]*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first = text.partition("\n")[0]
+        yield f"| `{path.stem}` | {cell(sentence(first.partition(': ')[2] or first))} |"
+
+
+def kinds() -> Iterator[str]:
+    """The kinds of averages by the first lines of their classes."""
+    yield "| kind | class | what it is |\n|---|---|---|"
+    for kind, rule in sorted(averaging.KINDS.items()):
+        name = rule.__name__
+        shown = f"[`{name}`][emabench.averaging.{name}]" if name in averaging.__all__ else f"`{name}`"
+        first = " ".join((rule.__doc__ or "").partition("\n\n")[0].split()).partition(". ")[0]
+        yield f"| `{kind}` | {shown} | {cell(first.rstrip('.'))} |"
+
+
+def profiles() -> Iterator[str]:
+    """The reference of every public kind."""
+    for _, rule in sorted(averaging.KINDS.items()):
+        if rule.__name__ in averaging.__all__:
+            yield f"::: emabench.averaging.{rule.__name__}\n"
+
+
+LISTS = {"sweeps": sweeps, "claims": claims, "kinds": kinds, "profiles": profiles}
 
 
 # -- reference ------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def smoke(words: list[str], results: Path, dry: bool) -> list[str]:
             + (["jobs=1"] if several else [])
             + ["--dry-run"] * (several and dry)
         )
-    if verb == "table" and "numerics" not in words:
+    if verb == "table" and not {"numerics", "--from"} & {*words}:
         return kept + [*SMALL, f"results_dir={results}", "seeds=2", "jobs=1"] + ["--dry-run"] * dry
     if words[:2] == ["wandb", "sync"]:
         return [*words, str(results)]
