@@ -7,7 +7,7 @@
 """
 
 from emabench.audit.catalog import chosen, of_table, statements
-from emabench.audit.run import Result, counts, run, run_all, worst
+from emabench.audit.run import Result, counts, from_plain, run, run_all, worst
 from emabench.audit.statement import Effort, Outcome, Statement, Verdict
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Verdict",
     "chosen",
     "counts",
+    "from_plain",
     "of_table",
     "run",
     "run_all",

@@ -16,7 +16,27 @@ from emabench.errors import UserError, nearest
 FOLDER = Path(__file__).parent / "sections"
 EQUATIONS = range(1, 117)
 ADDRESS = "https://spaces.ac.cn/archives/11301"
-TITLE = "Rethinking learning rate and batch size (4): EMA"
+SECTIONS = {
+    "0": "The problem: SignSGD and Adam",
+    "1": "What an EMA is",
+    "2": "What averaging does",
+    "3": "EMA and batch size",
+    "4": "Generalisation",
+    "5": "SWA, Lookahead, LAWA",
+    "6": "Applications",
+    "7": "Convergence, the best β, schedules",
+    "8": "Experiments",
+    "9": "Practice",
+    "10": "Frontier",
+    "11": "Summary",
+    "12": "Convergence in detail",
+    "13": "The EMA as a filter",
+    "14": "Stochastic differential equations",
+    "15": "Numerics and precision",
+    "16": "Case studies",
+    "17": "EMA with other techniques",
+}
+TITLE = "重新思考学习率与Batch Size（四）：EMA"  # its text is cited by equation and section
 
 
 @functools.cache

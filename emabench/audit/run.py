@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from emabench.audit.catalog import statements
 from emabench.audit.statement import NOT_CHECKABLE, WRONG, Outcome, Statement, Verdict
 
 
@@ -51,12 +52,31 @@ class Result:
             "method": of.method,
             "expected": self.outcome.expected,
             "measured": self.outcome.measured,
+            "corrected_verdict": str(self.corrected.verdict) if self.corrected else "",
             "corrected_measured": self.corrected.measured if self.corrected else "",
             "note": of.note,
             "table": of.table,
             "supported": not self.complaint,
             "address": f"#{of.anchor}",
         }
+
+
+def from_plain(records: Iterable[Mapping[str, Any]]) -> list[Result]:
+    """Results as `plain` gave them, of statements that are still there."""
+    by_id = {each.id: each for each in statements()}
+    results = []
+    for record in records:
+        if record["id"] in by_id:
+            outcome = Outcome(Verdict(record["verdict"]), record["expected"], record["measured"])
+            corrected = (
+                Outcome(
+                    Verdict(record["corrected_verdict"]), record["expected"], record["corrected_measured"]
+                )
+                if record["corrected_verdict"]
+                else None
+            )
+            results.append(Result(by_id[record["id"]], outcome, corrected, 0.0))
+    return results
 
 
 def run(statement: Statement, deep: bool = False) -> Result:

@@ -167,8 +167,10 @@ class Statement:
 
     @property
     def label(self) -> str:
-        """Its name in text: (35), or §9.2 apply."""
-        return f"({self.id})" if self.is_equation else f"§{self.id.replace('-', ' ', 1)}"
+        """Its name in text: (35), (7) approx for a part of an equation, §9.2 apply."""
+        first, _, word = self.id.partition("-")
+        of_section = "." in first or (word and first == self.section)
+        return (f"§{first}" if of_section else f"({first})") + f" {word}".rstrip()
 
     @property
     def anchor(self) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emabench.audit import Result, Verdict, counts, worst
+from emabench.report.plain_math import plain
 
 IN_FULL = 12  # results: more are listed, a line each
 STYLES = {
@@ -85,13 +86,13 @@ def _show(console: Console, result: Result) -> None:
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column(overflow="fold")
     for name, value in (
-        ("printed", of.formula),
+        ("printed", _form(result, of.formula)),
         ("assumes", of.states),
         ("needs", of.needs),
         ("checked by", of.method),
         ("expected", result.outcome.expected),
         ("measured", result.outcome.measured),
-        ("corrected", of.corrected),
+        ("corrected", _form(result, of.corrected)),
         ("its check", f"{result.corrected.verdict}: {result.corrected.measured}" if result.corrected else ""),
         ("note", of.note),
         ("harm", of.harm),
@@ -102,6 +103,11 @@ def _show(console: Console, result: Result) -> None:
     console.print(rows)
     if result.complaint:
         console.print(Text(result.complaint, style="bold red"))
+
+
+def _form(result: Result, text: str) -> str:
+    """A printed or corrected form as text; a listing as it is."""
+    return text.rstrip() if result.statement.listing else plain(text)
 
 
 def _badge(verdict: Verdict, short: bool = False) -> Text:

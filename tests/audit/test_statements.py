@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from dataclasses import replace
 
 import pytest
 
@@ -46,3 +48,36 @@ def test_wrong_statements_say_what_is_right() -> None:
     for each in EVERY:
         assert (each.verdict is Verdict.WRONG) <= bool(each.corrected and each.right is not None), each.id
         assert (each.verdict is Verdict.CONDITIONAL) <= bool(each.needs), each.id
+
+
+TRUE_MADE_FALSE = {
+    "7": lambda beta: math.log(2) / (1 - beta),
+    "1.3-window": lambda beta: 2 / (1 - beta),
+    "13": lambda losses: min(losses),
+    "11-variance": lambda beta, rho: (1 + beta) / (1 - beta),
+    "36": lambda t, ramp, low, high: low + t / ramp * (high - low),
+    "51": lambda beta, ee, dd, ed: beta**2 * ee + (1 - beta) ** 2 * dd + beta * (1 - beta) * ed,
+    "5.2-alpha": lambda alpha: alpha,
+    "69": 0.7,
+    "81-ema": lambda eta, beta: eta / (1 - beta),
+    "84": lambda L, T: -2 * L / T,
+    "88": lambda L, T: -L / (2 * T),
+    "87": 1.0,
+    "100": lambda a, theta, beta: a + beta * (theta - a),
+    "115": lambda t, warm, low=0.0, high=0.999: low + t / warm * (high - low),
+    "13.4-rc": lambda a: a,
+    "17.4-batch-size": lambda beta, times: beta,
+    "15": lambda S, H, g: float((S * H).sum() / (g @ g)),
+    "24": lambda theta, n: sum(theta[-n - 1 :]) / n,
+    "63": lambda beta, f: (1 - beta) / (1 - beta - 2j * math.pi * f),
+    "92": lambda eta, beta, T, h: T * (1 - beta) / eta,
+}
+
+
+@pytest.mark.parametrize("id", TRUE_MADE_FALSE)
+def test_a_true_formula_made_false_is_wrong(id: str) -> None:
+    each = next(each for each in EVERY if each.id == id)
+    made_false = run(replace(each, printed=TRUE_MADE_FALSE[id], right=None))
+    assert made_false.verdict is Verdict.WRONG
+    assert made_false.complaint
+    assert not result_of(id).complaint

@@ -53,7 +53,7 @@ def _run_of(beta: float, T: int, effort: Effort) -> np.ndarray:
 @statement(
     "2",
     section="1.1",
-    says="Unrolled, the EMA is (1 − β)Σβ^{t−s}θ_s over s = 0 … t.",
+    says="Unrolled, the EMA is (1 − β)Σβ^(t−s)θ_s over s = 0 … t.",
     formula=r"\boldsymbol{\theta}_{ema,t} = (1-\beta)\sum_{s=0}^{t}\beta^{t-s}\boldsymbol{\theta}_s",
     verdict=CONDITIONAL,
     method="against the recursion (1) from three starts",
@@ -128,7 +128,7 @@ def _bias(divisor: Form, beta: float, t: int, zero_at: int) -> float:
 @statement(
     "3",
     section="1.2",
-    says="Bias correction divides by 1 − β^{t+1}.",
+    says="Bias correction divides by 1 − β^(t+1).",
     formula=r"\hat{\boldsymbol{\theta}}_{ema,t} = \frac{\boldsymbol{\theta}_{ema,t}}{1 - \beta^{t+1}}",
     verdict=WRONG,
     method="exact mean for weights of constant mean",
@@ -155,7 +155,7 @@ def divisor_unbiased(divisor: Form, effort: Effort) -> Outcome:
 @statement(
     "4",
     section="1.2",
-    says="From θ_ema,0 = 0 the average is (1 − β)Σβ^{t−s}θ_s over s = 0 … t.",
+    says="From θ_ema,0 = 0 the average is (1 − β)Σβ^(t−s)θ_s over s = 0 … t.",
     formula=r"\boldsymbol{\theta}_{ema,t} = (1-\beta)\sum_{s=0}^{t}\beta^{t-s}\boldsymbol{\theta}_s",
     verdict=WRONG,
     method="against the recursion (1), exact rationals",
@@ -178,7 +178,7 @@ def unrolled_from_zero(first: Form, effort: Effort) -> Outcome:
 @statement(
     "5",
     section="1.2",
-    says="If every E[θ_s] = θ*, then E[θ_ema,t] = (1 − β^{t+1})θ*.",
+    says="If every E[θ_s] = θ*, then E[θ_ema,t] = (1 − β^(t+1))θ*.",
     formula=r"\mathbb{E}[\boldsymbol{\theta}_{ema,t}] = (1-\beta)\boldsymbol{\theta}^*\sum_{s=0}^t \beta^{t-s} = (1-\beta^{t+1})\boldsymbol{\theta}^*",
     verdict=WRONG,
     method="sympy: the recursion for the mean",
@@ -186,7 +186,7 @@ def unrolled_from_zero(first: Form, effort: Effort) -> Outcome:
     corrected=r"\mathbb{E}[\boldsymbol{\theta}_{ema,t}] = (1-\beta)\boldsymbol{\theta}^*\sum_{s=1}^t \beta^{t-s} = (1-\beta^{t})\boldsymbol{\theta}^*",
     right=lambda beta, t: 1 - beta**t,
     states="θ_ema,0 = 0; E[θ_s] = θ* for every s",
-    note="The sum itself is right: (1 − β)Σ_{s=0}^t β^{t−s} = 1 − β^{t+1}. It is the sum for a start one step earlier.",
+    note="The sum itself is right: (1 − β)Σ β^(t−s) = 1 − β^(t+1). It is the sum for a start one step earlier.",
 )
 def mean_from_zero(share: Form, effort: Effort) -> Outcome:
     import sympy

@@ -195,8 +195,6 @@ def walk_and_stationary(factor: Form, effort: Effort) -> Outcome:
     corrected=r"\boldsymbol{\theta}_{ema,T} = \mathop{\arg\min}_{\boldsymbol{\theta}} \sum_{t=1}^{T}\beta^{T-t}\,\|\boldsymbol{\theta}-\boldsymbol{\theta}_t\|^2 \quad\text{(bias-corrected)}",
     right=lambda beta, t, T: beta ** (T - t),
     note="β^t weighs the first steps most: its minimiser is near where training began.",
-    rank=9,
-    harm="Weights by age from the wrong end: the result is an average of the first 1/(1 − β) steps.",
 )
 def minimiser(weight: Form, effort: Effort) -> Outcome:
     beta, T = 0.9, 200

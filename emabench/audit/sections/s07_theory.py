@@ -310,6 +310,7 @@ def linear_ramp(beta: Form, effort: Effort) -> Outcome:
     ok = (
         values[0] == low
         and math.isclose(values[ramp], high)
+        and math.isclose(values[-1], high)
         and bool(np.all(steps >= -1e-15))
         and steps.max() < 1.01 * (high - low) / ramp
     )

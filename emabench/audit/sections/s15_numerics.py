@@ -569,6 +569,9 @@ def _in_half(master: bool) -> Form:
     right=_in_half(master=True),
     note="Near 1 float16 has steps of 0.001 (0.0005 below): a change of less than half of that is lost, every time. Mixed "
     "precision keeps float32 weights. The EMA's line is right: 101-ema.",
+    rank=9,
+    harm="Weights in float16 alone stop learning as soon as a step is below half of their spacing, 0.0005 near 1: no "
+    "error, no warning, a loss that stands still.",
 )
 def half_weights(trained: Form, effort: Effort) -> Outcome:
     end = trained(1000, 1e-4)
