@@ -91,6 +91,7 @@ def test_commands_run(
             f"{block}: {name} is not run by this test; mark the block"
         )
         asked = smoke(rest, results, block.note == "dry run")
+        asked = [str(ROOT / word) if "/" in word and (ROOT / word).is_file() else word for word in asked]
         status = cli.main(asked)
         assert status == 0, (
             f"{block}: {shlex.join(words)}\nrun as {shlex.join(asked)}\n{capsys.readouterr().err}"
