@@ -51,6 +51,9 @@ def test_a_table_runs_and_is_judged_as_it_is_written(capfd) -> None:
 
 
 def test_a_table_is_of_the_folders_task_or_the_one_asked_for(somewhere: Path, capfd) -> None:
+    assert cli.main(["new", "task", "spiral"]) == 0
+    assert cli.main(["new", "table", "spirals"]) == 0
+    assert "task: spiral\n" in (somewhere / "emabench_plugins/conf/table/spirals.yaml").read_text()
     assert cli.main(["new", "table", "words", "task=lstm"]) == 0
     text = (somewhere / "emabench_plugins/conf/table/words.yaml").read_text()
     assert "task: lstm" in text and "perplexity: {label: perplexity, better: lower}" in text
@@ -70,6 +73,7 @@ def test_a_sweep_runs_as_it_is_written(capfd) -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (["task", "quadratic"], "conf/task/quadratic.yaml"),
         ([], "new task|table|average|sweep NAME"),
         (["tabel", "x"], "did you mean 'table'"),
         (["table", "my-table"], "letters, digits and _"),

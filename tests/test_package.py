@@ -86,16 +86,8 @@ def test_the_wheel_trains_in_any_directory(environment: Environment, tmp_path: P
 
 def write(environment: Environment, folder: Path, name: str) -> None:
     """A task, an average, a sweep and a table, called after `name`: a start of each as it is written."""
-    folder.mkdir(parents=True)
-    for kind in ("tasks", "conf/task"):
-        (folder / kind).mkdir(parents=True)
-    package = environment.site / "emabench"
-    for source, to in (
-        ("tasks/quadratic.py", f"tasks/{name}_task.py"),
-        ("conf/task/quadratic.yaml", f"conf/task/{name}_task.yaml"),
-    ):
-        (folder / to).write_text((package / source).read_text().replace("quadratic", f"{name}_task"))
-    for kind in ("average", "sweep", "table"):
+    folder.parent.mkdir(exist_ok=True)
+    for kind in ("task", "average", "sweep", "table"):
         environment.emabench(folder.parent, "new", kind, f"{name}_{kind}", "--path", str(folder))
 
 
@@ -114,6 +106,8 @@ def test_a_folder_of_the_users_own(environment: Environment, tmp_path: Path) -> 
         assert "mine" in [row["average"] for row in result["rows"]]
         origin = result["environment"]["plugins"]["tasks/own_task"]
         assert origin.startswith(str(tmp_path / "mine" / "tasks" / "own_task.py"))
+    # Resumption, precision, its contract: the suite that the package's own tasks pass.
+    assert " passed" in environment.emabench(tmp_path, "test", "task", "own_task", "--path", "mine")
     words = ("table", "own_table", "scale=smoke", "seeds=1", "jobs=1")
     assert "own_table-smoke.html" in environment.emabench(tmp_path, "--path", "mine", *words)
 

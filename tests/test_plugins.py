@@ -165,6 +165,8 @@ def test_relative_folders_are_seen_by_processes_in_other_directories(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (["test", "task"], "emabench test task NAME"),
+        (["test", "task", "quadratc"], "did you mean 'quadratic'"),
         (["list", "--path"], "give a folder"),
         (["list", "--path", "nowhere"], "is not a folder"),
         (["list", "--path", "."], "has none of conf/task"),

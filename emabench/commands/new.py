@@ -13,6 +13,7 @@ from emabench.errors import DONE, UserError, nearest
 from emabench.paths import PACKAGE
 
 FILES = {  # by what is asked for: the templates, and where each is written
+    "task": {"task.py": "tasks/{}.py", "task.yaml": "conf/task/{}.yaml"},
     "table": {"table.yaml": "conf/table/{}.yaml"},
     "average": {"average.py": "averages/{}.py"},
     "sweep": {"sweep.yaml": "conf/sweep/{}.yaml"},
