@@ -3,12 +3,14 @@
 A snapshot is an average at some step: a known profile w_i over the steps, and its weights. A wanted profile w is
 fitted as Σ x_i w_i by least squares, and the same x_i combine the snapshots' weights (Karras et al. 2024, §3.2).
 The profiles here are the exact discrete ones of the averages that were kept, `every` and `start` included. Averages
-updated every m steps hold spikes m steps apart, which no combination can spread again: profiles are compared by the
-weight that falls into cells of m steps, over which the weights hardly move.
+updated every m steps hold spikes m steps apart, which no combination can spread again, so that they are fitted by the
+weight that falls into cells of m steps. How far the result is from the wanted average depends on how much the weights
+move within a cell, which snapshots do not tell: `Fit` states it step by step, for a smoothness that the caller names.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emabench.averaging._checks import check_number
 from emabench.averaging.profiles import Profile
 
 CELLS = 20_000  # profiles of longer trainings are compared in wider cells, to bound time and memory
@@ -30,23 +33,81 @@ class Snapshot:
     step: int
 
 
+class PoorFit(ValueError):
+    """The wanted average cannot be put together from these snapshots as exactly as was asked."""
+
+
 @dataclass(frozen=True)
 class Fit:
-    """How the wanted profile is put together.
+    """How the wanted profile is put together, and what that makes of it.
 
-    coefficients: float64 [snapshots], sum 1; realised: float64 [T + 1], the profile that they make; residual:
-    ‖realised − wanted‖ / ‖wanted‖ over the cells; moved: ½ Σ|realised − wanted| over the cells, the share of the
-    weight that lies on other steps than wanted (0 exact, 1 nothing in common).
+    coefficients: float64 [snapshots], sum 1; realised and wanted: float64 [T + 1], the profile that they make and the
+    one that was asked for. Their difference δ sums to 0, and the error of the result is Σ δ_t θ_t.
     """
 
     coefficients: np.ndarray
     realised: np.ndarray
-    residual: float
-    moved: float
+    wanted: np.ndarray
+
+    @property
+    def moved(self) -> float:
+        """½ Σ|δ_t|: the share of the weight that lies on other steps than wanted (0 exact, 1 nothing in common)."""
+        return float(np.abs(self.realised - self.wanted).sum() / 2)
+
+    @property
+    def residual(self) -> float:
+        """‖δ‖ / ‖wanted‖: the relative error if the weights of different steps were independent."""
+        return self.error(1.0)
+
+    @property
+    def shift(self) -> float:
+        """Σ_t |Σ_{s ≤ t} δ_s|: by how many steps the weight is out of place (the earth mover's distance).
+
+        If no step of training is longer than v, the result is within v · shift of the wanted average (summation by
+        parts), whatever else the weights do.
+        """
+        return float(np.abs(np.cumsum(self.realised - self.wanted)).sum())
+
+    def error(self, correlation_time: float) -> float:
+        """The expected relative error if the weights fluctuate with this correlation time, in steps (at least 1).
+
+        √(δᵀRδ / wᵀRw) with R_st = ρ^|s − t| and ρ = 1 − 1/correlation_time: the root mean square of the error over
+        that of the wanted average, for weights that are a stationary AR(1) process about any mean. At a constant
+        learning rate η a direction of curvature h has the correlation time 1/(ηh); the shortest one counts.
+        """
+        check_number(
+            "correlation_time",
+            correlation_time,
+            1.0,
+            math.inf,
+            "a number of steps, at least 1",
+            high_open=True,
+        )
+        rho = 1.0 - 1.0 / correlation_time
+        return math.sqrt(_variance(self.realised - self.wanted, rho) / _variance(self.wanted, rho))
+
+    def require(self, tolerance: float, correlation_time: float = 1.0) -> None:
+        """Raise PoorFit, with what would help, if the expected relative error is above `tolerance`."""
+        error = self.error(correlation_time)
+        if error > tolerance:
+            raise PoorFit(
+                f"the snapshots make the wanted average with an expected relative error of {error:.2g} for weights that "
+                f"fluctuate with a correlation time of {correlation_time:g} steps, above {tolerance:g}: take snapshots more "
+                "often, update the kept averages at every step, or state a longer correlation time if that is known"
+            )
+
+
+def _variance(profile: np.ndarray, rho: float) -> float:
+    """Σ_st p_s p_t ρ^|s − t|."""
+    before = total = 0.0
+    for p in profile.tolist():
+        total += p * (p + 2.0 * before)
+        before = rho * (before + p)
+    return max(total, 0.0)
 
 
 def fit(snapshots: Sequence[Snapshot], wanted: Profile, T: int | None = None) -> Fit:
-    """The combination of `snapshots` that comes nearest to `wanted` as it would be after T updates.
+    """The combination of `snapshots` that comes nearest to `wanted` as it would be after T updates, cell by cell.
 
     T: the last snapshot's step if not given. The coefficients sum to 1, so that weights keep their scale.
     Raises ValueError without snapshots, or when all lie after T.
@@ -66,9 +127,7 @@ def fit(snapshots: Sequence[Snapshot], wanted: Profile, T: int | None = None) ->
     coefficients[usable] = x
     for i in usable:
         realised += coefficients[i] * _profile(snapshots[i], T)
-    error = basis @ x - in_cells
-    residual = float(np.linalg.norm(error) / np.linalg.norm(in_cells))
-    return Fit(coefficients, realised, residual, float(np.abs(error).sum() / 2))
+    return Fit(coefficients, realised, target)
 
 
 def _profile(snapshot: Snapshot, T: int) -> np.ndarray:
@@ -122,8 +181,19 @@ def synthesise(
 
 @torch.no_grad()
 def rebuild(
-    snapshots: Sequence[Snapshot], states: Iterable[Mapping[str, Any]], wanted: Profile, T: int | None = None
+    snapshots: Sequence[Snapshot],
+    states: Iterable[Mapping[str, Any]],
+    wanted: Profile,
+    T: int | None = None,
+    *,
+    tolerance: float | None = None,
+    correlation_time: float = 1.0,
 ) -> tuple[dict[str, Any], Fit]:
-    """(state_dict of the wanted average, how well it was fitted) from snapshots and their exported states."""
+    """(state_dict of the wanted average, how well it was fitted) from snapshots and their exported states.
+
+    tolerance: PoorFit is raised, before a state is read, if `Fit.error(correlation_time)` is above it.
+    """
     made = fit(snapshots, wanted, T)
+    if tolerance is not None:
+        made.require(tolerance, correlation_time)
     return synthesise(made.coefficients, states), made

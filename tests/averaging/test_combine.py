@@ -10,7 +10,7 @@ from torch import nn
 
 from emabench.averaging import EMA, Averager, Lookahead, Mean, Mixture, PowerEMA, from_dict, greedy
 from emabench.averaging import numerics as numbers
-from emabench.averaging.posthoc import Snapshot, fit, rebuild, synthesise
+from emabench.averaging.posthoc import PoorFit, Snapshot, fit, rebuild, synthesise
 
 from .support import walk
 
@@ -75,12 +75,46 @@ def test_synthesis_rebuilds_an_average_that_was_not_kept():
         exact = averager.export(name)
         error = max(float((state[k] - exact[k]).norm() / exact[k].norm()) for k in exact)
         assert error < 0.05, (name, error)
-        assert made.residual < 0.15
+        assert made.error(1000) < 0.05  # what it expects of weights with this correlation time
         assert made.realised.sum() == pytest.approx(1)
     assert fit(snapshots, EMA(decay=0.5)).residual > 0.5  # and it says when it cannot
     exactly = fit(snapshots, kept["b"])
     assert exactly.residual < 1e-6
     assert exactly.moved < 1e-6
+    assert exactly.shift < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("every", "correlation_time"), [(1, 1), (8, 200), (100, 2000), (100, 200), (100, 20), (100, 1)]
+)
+def test_a_fit_states_the_error_of_weights_of_a_named_smoothness(every, correlation_time):
+    """Stationary AR(1) weights, many of them: the root mean square error is what `Fit.error` expects."""
+    T, rng = 3000, np.random.default_rng(0)
+    rho = 1 - 1 / correlation_time
+    theta = rng.normal(size=(T + 1, 300))
+    for t in range(1, T + 1):
+        theta[t] = rho * theta[t - 1] + (1 - rho**2) ** 0.5 * theta[t]
+    snapshots = [
+        Snapshot(PowerEMA(sigma_rel=s, every=every), t) for t in range(500, T + 1, 500) for s in (0.05, 0.1)
+    ]
+    wanted = PowerEMA(sigma_rel=0.15)
+    best = fit(snapshots, wanted)
+    kept = [s.profile.weights(s.step) @ theta[: s.step + 1] for s in snapshots]
+    got, exact = best.coefficients @ np.stack(kept), wanted.weights(T) @ theta
+    actual = np.sqrt(((got - exact) ** 2).mean() / (exact**2).mean())
+    assert best.error(correlation_time) == pytest.approx(actual, rel=0.15)
+    longest = np.linalg.norm(np.diff(theta, axis=0), axis=1).max()
+    assert np.linalg.norm(got - exact) <= best.shift * longest
+    if every > 1:
+        assert best.residual > 1  # spikes are not the wanted profile, however well their cells fit
+
+
+def test_a_poor_fit_is_refused_before_a_state_is_read():
+    snapshots = [Snapshot(PowerEMA(sigma_rel=0.1, every=100), t) for t in (1000, 2000)]
+    with pytest.raises(PoorFit, match=r"correlation time of 5 steps, above 0\.1: take snapshots more often"):
+        rebuild(snapshots, iter(()), PowerEMA(sigma_rel=0.15), tolerance=0.1, correlation_time=5)
+    with pytest.raises(ValueError, match=r"correlation_time=0\.5: give a number of steps"):
+        fit(snapshots, Mean()).error(0.5)
 
 
 def test_the_fit_is_least_squares():
