@@ -57,3 +57,24 @@ def test_looking_at_what_is_there_needs_neither_torch_nor_numpy(words: list[str]
     statuses, modules = imported(finished, words)
     assert statuses == [0]
     assert not modules & {"torch", "numpy", "scipy", "submitit", "wandb", "sklearn"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["export", "--help"],
+        ["trian"],
+        ["--frobnicate"],
+        ["task=quadrtic"],
+        ["ema.dcay=0.9"],
+        ["learning_rate=3", "seed=0"],
+        ["word", "task=ddpm"],
+        ["table"],
+        ["table", "no_such"],
+    ],
+)
+def test_words_are_answered_without_the_libraries_that_read_them(words: list[str], tmp_path: Path) -> None:
+    statuses, modules = imported(tmp_path, words)
+    assert statuses == [0 if words[-1] == "--help" else 2]
+    assert not modules & {"hydra", "omegaconf", "pydantic", "rich", "numpy", "torch"}

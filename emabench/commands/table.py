@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from emabench import plugins
 from emabench.compose import configuration
-from emabench.config import Config
 from emabench.errors import DONE, RunFailed, UserError
-from emabench.launch import many
-from emabench.launch.plan import found
-from emabench.tables import spec
-from emabench.tables.gather import Runs
+from emabench.late import Late
 
-USAGE = f"emabench table NAME [seeds=N] {many.USAGE} [--from FILE.json] [out=DIR] [overrides]"
+if TYPE_CHECKING:
+    from emabench.config import Config
+    from emabench.launch import many
+    from emabench.tables import spec
+    from emabench.tables.gather import Runs
+
+    Plan = dict[str, dict[int, Config]]  # by arm, by seed: the run's configuration
+else:  # a mistyped name is answered without them
+    many, spec = Late("emabench.launch.many"), Late("emabench.tables.spec")
+
+NAME = "emabench table NAME [seeds=N]"
 
 
 def main(words: Sequence[str]) -> int:
@@ -73,7 +81,7 @@ def _from(words: Sequence[str]) -> tuple[list[str], Path | None]:
     for i, word in enumerate(words):
         if word == "--from":
             if i + 1 == len(words):
-                raise UserError(f"--from: which file? {USAGE}")
+                raise UserError(f"--from: which file? {_usage()}")
             file, rest = Path(words[i + 1]), [*words[:i], *words[i + 2 :]]
         elif word.startswith("--from="):
             file, rest = Path(word.removeprefix("--from=")), [*words[:i], *words[i + 1 :]]
@@ -119,9 +127,6 @@ def _of_averages(word: str) -> bool:
     return word.lstrip("+~").startswith(("ema.", "averages"))
 
 
-Plan = dict[str, dict[int, Config]]  # by arm, by seed: the run's configuration
-
-
 def plan(table: spec.Table, scale: str, seeds: Iterable[int], overrides: Sequence[str]) -> Plan:
     """The runs that a table needs. The user's words come last and win."""
     seeds = list(seeds)
@@ -137,16 +142,23 @@ def plan(table: spec.Table, scale: str, seeds: Iterable[int], overrides: Sequenc
 
 def gathered(planned: Plan) -> Runs:
     """The planned runs as they lie on disk."""
+    from emabench.launch.plan import found
+
     return {
         arm: {seed: found(config) for seed, config in by_seed.items()} for arm, by_seed in planned.items()
     }
 
 
+def _usage() -> str:
+    return f"{NAME} {many.USAGE} [--from FILE.json] [out=DIR] [overrides]"
+
+
 def _read(words: Sequence[str]) -> tuple[str, many.Options, list[str]]:
     """NAME first; then the table's own words, everything else goes to every run."""
     if not words or "=" in words[0] or words[0].startswith("-"):
-        raise UserError(f"{USAGE}: NAME is one of {', '.join(spec.names())}")
-    options, rest = many.read(words[1:], USAGE, ("seeds", *many.COUNTS), takes_out=True)
+        raise UserError(f"{NAME} …: NAME is one of {', '.join(plugins.find('conf/table'))}")
+    plugins.get("conf/table", words[0], f"table {words[0]}")
+    options, rest = many.read(words[1:], _usage(), ("seeds", *many.COUNTS), takes_out=True)
     for word in rest:
         if (key := word.partition("=")[0]) in ("seed", "task"):
             raise UserError(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emabench.compose import configuration
-from emabench.config import Config
 from emabench.errors import DONE, FAILED, UserError
+
+if TYPE_CHECKING:
+    from emabench.config import Config
 
 
 def main(words: Sequence[str]) -> int:
