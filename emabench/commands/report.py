@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from emabench import plugins
-from emabench.commands.table import plan
+from emabench.commands.table import judged_of, plan, pooled
 from emabench.compose import configuration
 from emabench.config import SCALES, Config
 from emabench.errors import DONE, UserError
@@ -15,7 +15,7 @@ from emabench.runs.directory import RunDirectory
 from emabench.runs.result import DamagedResult
 from emabench.tables import spec
 from emabench.tables.gather import Run, Runs, all_runs, read_run_of
-from emabench.tables.judge import Judged, judge
+from emabench.tables.judge import Judged, judge, survivors
 
 MOST_SEEDS = 1000
 
@@ -34,15 +34,16 @@ def write(words: Sequence[str]) -> tuple[Path, int, list[str]]:
     """Write the page; returns where it is, how many runs it is made from, and what could not be read."""
     out = next((word[4:] for word in words if word.startswith("out=")), "")
     words = [word for word in words if not word.startswith("out=")]
+    words, pool = pooled(words)
     results_dir = Path(configuration(words).results_dir)
     if not results_dir.is_dir():
         raise UserError(f"results_dir={results_dir}: is not there; nothing was measured in it")
     runs, unreadable = all_runs(results_dir)
-    there = {run.path: run for run in runs if run.path}
+    by_path = {run.path: run for run in runs if run.path}
     judged = []
     for table in spec.all_tables():
         try:
-            judged += _judged(table, there, words)
+            judged += _judged(table, by_path, words, pool)
         except UserError as error:  # of a table from outside the package, or its task; all else is reported
             if plugins.find("conf/table")[table.name].source.built_in:
                 raise
@@ -52,19 +53,23 @@ def write(words: Sequence[str]) -> tuple[Path, int, list[str]]:
 
     from emabench.report import html
 
-    return html.write_report(judged, folder_for(results_dir, out), others, unreadable), len(runs), unreadable
+    pages = html.write_report(survivors(judged), folder_for(results_dir, out), others, unreadable)
+    return pages, len(runs), unreadable
 
 
-def _judged(table: spec.Table, there: Mapping[Path, Run], words: Sequence[str]) -> list[Judged]:
+def _judged(
+    table: spec.Table, by_path: Mapping[Path, Run], words: Sequence[str], pool: Sequence[str]
+) -> list[Judged]:
     """The table at every scale that something was measured at; at the small one where nothing was."""
     all_scales = []
     for scale in SCALES:
-        if not any((run.result.task, run.result.scale) == (table.task, scale) for run in there.values()):
+        if not any((run.result.task, run.result.scale) == (table.task, scale) for run in by_path.values()):
             continue  # composing the arms' configurations, to ask for runs that cannot be there, is what takes long
-        runs = _runs(table, scale, there.get, [word for word in words if not word.startswith("scale=")])
+        runs = _runs(table, scale, by_path.get, [word for word in words if not word.startswith("scale=")])
         if any(run for by_seed in runs.values() for run in by_seed.values()):
-            all_scales.append(judge(table, scale, runs, words))
-    seeds = range(table.seed_count("small"))
+            all_scales.append(judged_of(table, scale, runs, words, pool))
+    plan = table.plan("small")
+    seeds = range(plan.first, plan.first + plan.looks[0])
     return all_scales or [judge(table, "small", {arm: dict.fromkeys(seeds) for arm in table.arms})]
 
 
@@ -87,7 +92,7 @@ def write_pages_of(config: Config, anew: bool = True) -> list[Path]:
             from emabench.report import html
 
             runs = _runs(table, config.scale, _readable, words)
-            html.write_table(judge(table, config.scale, runs, words), page.parent)
+            html.write_table(judged_of(table, config.scale, runs, words), page.parent)
         pages.append(page)
     return pages
 
@@ -100,13 +105,20 @@ def _readable(path: Path) -> Run | None:
 
 
 def _runs(table: spec.Table, scale: str, read: Callable[[Path], Run | None], words: Sequence[str]) -> Runs:
-    """The runs of the table's own seeds, and of as many more as were run. `read` gives the run of a directory."""
-    planned = plan(table, scale, range(MOST_SEEDS), words)
-    least, runs = table.seed_count(scale), {arm: dict[int, Run | None]() for arm in planned}
-    for seed in range(MOST_SEEDS):
-        at_seed = {arm: read(by_seed[seed].directory()) for arm, by_seed in planned.items()}
-        if seed >= least and not any(at_seed.values()):
-            break
-        for arm, run in at_seed.items():
-            runs[arm][seed] = run
+    """The runs of the seeds planned, and of as many more as were run; where there are none, those of pilot seeds.
+
+    `read` gives the run of a directory.
+    """
+    arms = {arm: by_seed[0] for arm, by_seed in plan(table, scale, [0], words).items()}
+    for first, least in ((table.plan(scale).first, table.plan(scale).looks[0]), (0, 1)):
+        runs: dict[str, dict[int, Run | None]] = {arm: {} for arm in arms}
+        for seed in range(first, first + MOST_SEEDS):
+            configs = {arm: config.model_copy(update={"seed": seed}) for arm, config in arms.items()}
+            at_seed = {arm: read(config.directory()) for arm, config in configs.items()}
+            if seed >= first + least and not any(at_seed.values()):
+                break
+            for arm, run in at_seed.items():
+                runs[arm][seed] = run
+        if any(run for by_seed in runs.values() for run in by_seed.values()):
+            return runs
     return runs

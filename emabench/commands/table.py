@@ -8,26 +8,30 @@ from typing import TYPE_CHECKING
 
 from emabench import plugins
 from emabench.compose import configuration
-from emabench.errors import DONE, RunFailed, UserError
+from emabench.errors import DONE, RunFailed, UserError, nearest
 from emabench.late import Late
 
 if TYPE_CHECKING:
     from emabench.config import Config
     from emabench.launch import many
-    from emabench.tables import spec
+    from emabench.tables import provenance, spec
     from emabench.tables.gather import Runs
+    from emabench.tables.judge import Judged
 
     Plan = dict[str, dict[int, Config]]  # by arm, by seed: the run's configuration
 else:  # a mistyped name is answered without them
     many, spec = Late("emabench.launch.many"), Late("emabench.tables.spec")
+    provenance = Late("emabench.tables.provenance")
 
-NAME = "emabench table NAME [seeds=N]"
+NAME = "emabench table NAME [seeds=N] [--pilot] [pool=…]"
 
 
 def main(words: Sequence[str]) -> int:
     """`emabench table NAME [seeds=N] [jobs=N] [launcher=slurm [cluster=PROFILE] [runs_per_job=N]] [overrides]`
 
-    Run what is missing, print measured beside reported, write the page. --dry-run: show what would run;
+    Run what is missing of the seeds that the table plans (of seeds=N, the first N of them), print measured beside
+    reported, write the page. --pilot: seeds from 0 on, for trying out. pool=code,precision,device: judge runs together
+    that differ in these. --dry-run: show what would run;
     --status: how far the runs are; --collect: judge what is there; --from FILE.json: judge the runs of a file that
     a report wrote, running nothing; out=DIR: where the page goes. `emabench table numerics` is of rounding errors.
     """
@@ -37,14 +41,16 @@ def main(words: Sequence[str]) -> int:
         numerics.main(words[1:])
         return DONE
     words, file = _from(words)
-    name, options, overrides = _read(words)
+    name, options, asked = _read([word for word in words if word != "--pilot"])
+    overrides, pool = pooled(asked)
     table = spec.load(name)
     if file is not None:
-        return _show_file(table, file, options, overrides)
+        return _show_file(table, file, options, overrides, pool)
     scale = next((word[6:] for word in overrides if word.startswith("scale=")), "small")
     spec.check_scale(scale)
-    seeds = options.counts.get("seeds") or table.seed_count(scale)
-    planned = plan(table, scale, range(seeds), overrides)
+    seeds = options.counts.get("seeds") or table.plan(scale).looks[0]
+    first = 0 if "--pilot" in words else table.plan(scale).first
+    planned = plan(table, scale, range(first, first + seeds), overrides)
     named = {f"{arm} seed {seed}": c for arm, by_seed in planned.items() for seed, c in by_seed.items()}
     _check_averages(table, scale, planned, overrides)
     if not many.carry_out(table.name, named, options, ["emabench", "table", *words]):
@@ -52,10 +58,9 @@ def main(words: Sequence[str]) -> int:
 
     from emabench.report import html, terminal
     from emabench.report.files import folder_for
-    from emabench.tables.judge import judge
 
     runs = gathered(planned)
-    judged = judge(table, scale, runs, overrides)
+    judged = judged_of(table, scale, runs, overrides, pool)
 
     terminal.show(judged)
     folder = folder_for(Path(next(iter(named.values())).results_dir), options.out)
@@ -75,6 +80,30 @@ def main(words: Sequence[str]) -> int:
     return DONE
 
 
+def pooled(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without `pool=…`, and in what runs may differ and still be judged together."""
+    pool: list[str] = []
+    for word in words:
+        if word.startswith("pool="):
+            pool = [each for each in word.removeprefix("pool=").strip("[]").split(",") if each]
+            for each in pool:
+                if each not in provenance.POOLABLE:
+                    raise UserError(
+                        f"{word}: {each} is none of {', '.join(provenance.POOLABLE)}{nearest(each, provenance.POOLABLE)}"
+                    )
+    return [word for word in words if not word.startswith("pool=")], pool
+
+
+def judged_of(
+    table: spec.Table, scale: str, runs: Runs, overrides: Sequence[str], pool: Sequence[str] = ()
+) -> Judged:
+    """The table judged on these runs, each claim with the commit since which it stands."""
+    from emabench.tables.judge import judge
+
+    since = provenance.claims_since(table.file) if table.file else []
+    return judge(table, scale, runs, overrides, pool=pool, since=since)
+
+
 def _from(words: Sequence[str]) -> tuple[list[str], Path | None]:
     """The words without `--from FILE` (or `--from=FILE`), and the file."""
     rest, file = list(words), None
@@ -88,7 +117,9 @@ def _from(words: Sequence[str]) -> tuple[list[str], Path | None]:
     return rest, file
 
 
-def _show_file(table: spec.Table, file: Path, options: many.Options, overrides: Sequence[str]) -> int:
+def _show_file(
+    table: spec.Table, file: Path, options: many.Options, overrides: Sequence[str], pool: Sequence[str]
+) -> int:
     """Judge the runs of a file, print them and write the page; nothing is run."""
     if options.action or options.counts:
         raise UserError(
@@ -97,12 +128,11 @@ def _show_file(table: spec.Table, file: Path, options: many.Options, overrides: 
     from emabench.report import html, terminal
     from emabench.report.files import folder_for
     from emabench.tables import records
-    from emabench.tables.judge import judge
 
     scale, runs = records.read(file, table)
     results_dir = Path(configuration([f"task={table.task}", *overrides]).results_dir)
     words = [word for word in overrides if not word.startswith("results_dir=")]
-    judged = judge(table, scale, runs, words)
+    judged = judged_of(table, scale, runs, words, pool)
     terminal.show(judged)
     print(f"\npage    {html.write_table(judged, folder_for(results_dir, options.out))}")
     return DONE

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from emabench.commands.table import gathered, plan
+from emabench.commands.table import gathered, judged_of, plan
 from emabench.compose import configuration
 from emabench.errors import DONE, RunFailed, UserError, nearest
 from emabench.runs.directory import RunDirectory, run_directories
 from emabench.runs.files import write_text
 from emabench.runs.tracking import is_synced, project, wandb_files, why_offline
 from emabench.tables import spec
-from emabench.tables.judge import judge
 
 USAGE = (
     "emabench wandb sync [DIR] | workspace TABLE | report TABLE [entity=…] [seeds=N] [--dry-run] [overrides]"
@@ -88,8 +87,9 @@ def _view(words: list[str]) -> int:
     spec.check_scale(scale)
     if not own.get("seeds", "1").isdecimal() or own.get("seeds") == "0":
         raise UserError(f"seeds={own['seeds']}: should be a whole number, 1 or more")
-    planned = plan(table, scale, range(int(own.get("seeds") or table.seed_count(scale))), overrides)
-    judged = judge(table, scale, gathered(planned), overrides)
+    first, looks = table.plan(scale).first, table.plan(scale).looks
+    planned = plan(table, scale, range(first, first + int(own.get("seeds") or looks[0])), overrides)
+    judged = judged_of(table, scale, gathered(planned), overrides)
     build = wandb_views.workspace if kind == "workspace" else wandb_views.report
     entity = own.get("entity") or os.environ.get("WANDB_ENTITY") or ""
     if "--dry-run" in words:

@@ -12,6 +12,7 @@ from pathlib import Path
 from emabench.errors import UserError
 from emabench.paths import COMMAND
 from emabench.report import format as say
+from emabench.report import words
 from emabench.runs.files import NoRoom, write_text
 from emabench.tables import records
 from emabench.tables.judge import Judged, MeasuredRow
@@ -28,7 +29,9 @@ TEX = {
     "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "β": r"$\beta$", "−": r"$-$", "±": r"$\pm$",
     "↓": r"$\downarrow$", "↑": r"$\uparrow$", "…": r"\ldots{}", "–": "--", "§": r"\S", "✓": r"$\checkmark$",
-    "◐": r"$\circ$", "✗": r"$\times$", "≠": r"$\neq$", "·": r"$\cdot$", "κ": r"$\kappa$", "“": "``", "”": "''",
+    "◐": r"($\checkmark$)", "✗": r"$\times$", "○": r"$\circ$", "⇅": r"$\updownarrow$", "⊥": r"$\bot$", "τ": r"$\tau$",
+    "√": r"$\surd$", "ρ": r"$\rho$", "σ": r"$\sigma$", "η": r"$\eta$", "ε": r"$\epsilon$", "÷": r"$\div$", "×": r"$\times$",
+    "²": r"$^2$", "≥": r"$\geq$", "≤": r"$\leq$", "⁻": r"$^{-}$", "ᵗ": r"$^t$", "≠": r"$\neq$", "·": r"$\cdot$", "κ": r"$\kappa$", "“": "``", "”": "''",
     "’": "'",
 }  # fmt: skip
 
@@ -86,11 +89,19 @@ def _stem(table: str, scale: str) -> str:
 def markdown(judged: Judged) -> str:
     """Numbers and verdicts as Markdown."""
     table = judged.table
-    lines = [f"## {table.title}{f' (§{table.section})' if table.section else ''}", "", table.question, ""]
-    lines += [
-        f"Scale {judged.scale}, {judged.seeds} seeds, {len(judged.all_runs)} runs. {_caption(judged)}",
+    lines = [
+        f"## {table.titled(judged.scale)}{f' (§{table.section})' if table.section else ''}",
+        "",
+        table.question,
         "",
     ]
+    lines += [
+        f"Trained: {words.header(judged)}; {judged.seeds} seeds, {len(judged.all_runs)} runs. {_caption(judged)}",
+        "",
+    ]
+    lines += [f"{words.error_rate(judged)}", ""] if judged.all_runs else []
+    lines += [f"{line}." for line in (words.control(judged), words.baselines(judged)) if line]
+    lines += [""]
     for metric, about in table.metrics.items():
         lines += [
             _pipe(
@@ -110,12 +121,15 @@ def markdown(judged: Judged) -> str:
         lines += [""]
     lines += ["| claim | measured | article | literature |", "|---|---|---|---|"]
     for ruling in judged.rulings:
-        said = []
+        verdicts = []
         for who in ("article", "literature"):
-            found = ruling.verdicts.get(who)
-            why = say.reason_for(ruling, found) if found else ""
-            said.append(f"{say.verdict(found)}{f' ({why})' if why else ''}" if found else "")
-        lines += [_pipe([ruling.claim.text, "; ".join(map(say.effect, ruling.effects)), *said])]
+            verdict = ruling.verdicts.get(who)
+            why = words.reason(verdict, judged, ruling) if verdict else ""
+            text = words.verdict(verdict, judged, ruling) if verdict else ""
+            verdicts.append(f"{text}: {why}" if why else text)
+        measured = "<br>".join(map(words.effect, ruling.effects))
+        claim = f"{ruling.claim.text}<br><sub>{ruling.estimand}</sub>"
+        lines += [_pipe([claim, measured, *verdicts])]
     lines += ["", *(f"- {problem}." for problem in judged.problems)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -138,7 +152,7 @@ def latex(judged: Judged) -> str:
             "\\midrule",
         ]
         lines += [_ampersand(_cells(judged, row, metric)) for row in judged.rows.values()]
-    caption = f"{table.heading}. Scale {judged.scale}. {_caption(judged)}"
+    caption = f"{table.heading(judged.scale)}. {words.header(judged)}. {_caption(judged)}"
     lines += [
         "\\bottomrule",
         "\\end{tabular}",
@@ -197,8 +211,8 @@ def _cells(judged: Judged, row: MeasuredRow, metric: str) -> list[str]:
 
 
 def _caption(judged: Judged) -> str:
-    text = "± and [ ] are 95 % intervals over seeds; changes are paired by seed and relative to the row without averaging."
-    if judged.scale != "paper":
+    text = "± and [ ] are 95 % intervals over seeds and decide nothing; changes are paired by seed and relative to the row without averaging."
+    if judged.stand_in:
         text += " Values are not comparable with the article's at this scale; changes are."
     return text
 

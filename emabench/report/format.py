@@ -1,32 +1,13 @@
-"""Numbers and verdicts in words, the same on the terminal, on the page and in the files."""
+"""Numbers as they are shown, the same on the terminal, on the page and in the files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from emabench.tables.judge import Cell, Ruling
+from emabench.tables.judge import Cell
 from emabench.tables.parts import Published
-from emabench.tables.statistics import FEWEST, Estimate
-from emabench.tables.verdict import Effect, Kind, Verdict
-
-MARKS = {  # told apart by shape, not by colour
-    Kind.REPRODUCED: "✓",
-    Kind.DIRECTION: "◐",
-    Kind.CONTRADICTED: "✗",
-    Kind.UNDECIDED: "?",
-    Kind.NOT_COMPARABLE: "≠",
-    Kind.NOT_RUN: "·",
-}
-
-MEANINGS = {
-    Kind.REPRODUCED: "what is claimed is shown, its size within the tolerance",
-    Kind.DIRECTION: "the direction is shown; the size is another, or not settled yet",
-    Kind.CONTRADICTED: "it is shown that the claim does not hold here",
-    Kind.UNDECIDED: "neither; with the number of seeds that would decide, were effect and spread as seen so far",
-    Kind.NOT_COMPARABLE: "the claim is about values that this scale, or what was measured with, changes",
-    Kind.NOT_RUN: "there is nothing yet to judge it by",
-}
+from emabench.tables.statistics import Estimate
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -111,12 +92,6 @@ def published(numbers: Sequence[Published]) -> str:
     return ends[0] if len(values) == 1 else f"{ends[0]}–{ends[1]}"
 
 
-def effect(found: Effect) -> str:
-    """What was measured of a claim."""
-    shown = percent(found.estimate) if found.relative else interval(found.estimate)
-    return f"{found.what}: {shown}" if found.what else shown
-
-
 def interval(found: Estimate) -> str:
     """A difference with the ends of its interval."""
     if found.low is None or found.high is None:
@@ -125,45 +100,19 @@ def interval(found: Estimate) -> str:
     return _minus(f"{found.mean:+.{places}f} [{found.low:+.{places}f}, {found.high:+.{places}f}]")
 
 
-def effects(found: Sequence[Effect]) -> str:
-    """What was measured of a claim in one line: of several effects the means alone."""
-    if len(found) == 1:
-        return effect(found[0])
-    means = (
-        _single(each.estimate.mean) + "%" if each.relative else _minus(f"{each.estimate.mean:+.2g}")
-        for each in found
-    )
-    return "step by step: " + ", ".join(means) if found else ""
+def listed(words: Sequence[str]) -> str:
+    """Words with commas and an "and"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def tally(counts: Mapping[Kind, int]) -> str:
-    """How many verdicts of each kind."""
-    return "  ".join(f"{MARKS[kind]} {count} {kind}" for kind, count in counts.items())
+def single(value: float) -> str:
+    """A relative change of which the uncertainty is not known."""
+    return f"{_single(value)}%"
 
 
-def verdict(found: Verdict) -> str:
-    """Mark and word."""
-    return f"{MARKS[found.kind]} {found.kind}"
-
-
-def reason(found: Verdict, seeds: int) -> str:
-    """Why, or what it would take."""
-    if found.kind is not Kind.UNDECIDED or found.why:
-        return found.why
-    if seeds < FEWEST:
-        return f"{seeds} of at least {FEWEST} seeds" + (
-            f"; about {found.seeds:.0f} would decide"
-            if found.seeds and FEWEST < found.seeds < math.inf
-            else ""
-        )
-    if found.seeds is None or math.isinf(found.seeds):
-        return "too close to a limit: no number of seeds in reach would decide"
-    return f"about {found.seeds:.0f} seeds would decide"
-
-
-def reason_for(ruling: Ruling, found: Verdict) -> str:
-    """The same for a ruling: as many seeds as its thinnest effect has."""
-    return reason(found, min((each.estimate.n for each in ruling.effects), default=0))
+def signed(value: float) -> str:
+    """A difference of which the uncertainty is not known."""
+    return _minus(f"{value:+.2g}")
 
 
 def steps(value: float | None) -> str:

@@ -19,7 +19,7 @@ import yaml
 from markupsafe import Markup
 
 import emabench
-from emabench.report import figures, files
+from emabench.report import figures, files, words
 from emabench.report import format as say
 from emabench.runs.files import write_text
 from emabench.runs.result import RAW
@@ -27,7 +27,6 @@ from emabench.tables import curves, spec
 from emabench.tables.gather import Run
 from emabench.tables.judge import Judged, MeasuredRow, Ruling
 from emabench.tables.parts import Source
-from emabench.tables.statistics import FEWEST
 from emabench.tables.verdict import Kind
 
 EVIDENCE = {"V": "opened in the primary source", "V2": "seen in a copy that quotes it"}
@@ -73,8 +72,9 @@ def page(judged: Sequence[Judged], others: Sequence[Run] = (), unreadable: Seque
             others=[_other(run) for run in others],
             unreadable=unreadable,
             kinds=list(Kind),
-            meanings=say.MEANINGS,
-            fewest=FEWEST,
+            meanings=words.MEANINGS,
+            how=words.HOW,
+            overview=words.overview(len(judged)) if len(judged) > 1 else "",
             version=emabench.__version__,
         )
     )
@@ -89,7 +89,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(say=say, marks=say.MARKS)
+    environment.globals.update(say=say, words=words, marks=words.MARKS)
     environment.filters["slug"] = lambda kind: str(kind).replace(" ", "-")
     return environment
 
@@ -125,25 +125,7 @@ class _Section:
         """By arm, the best average of the main metric in a sentence."""
         for curve in curves.window_curves(self.judged, next(iter(self.table.metrics))):
             of = curve.arm if len(self.table.arms) > 1 else ""
-            yield (of or curve.family).capitalize(), self._finding(curve)
-
-    def _finding(self, curve: curves.WindowCurve) -> str:
-        label = self.table.metrics[curve.metric].label
-        without, best = curve.without, curve.best
-        if best is None:
-            return f"No average is ahead of {without} ({label} {say.measured(curve.raw)})."
-        if curve.raw_tied:
-            return (
-                f"No average is shown to beat {without} ({label} {say.measured(curve.raw)}); "
-                f"{_called(curve, best)} is ahead with {say.measured(best.value)}."
-            )
-        against = f" against {say.measured(curve.raw)} of {without}" if curve.raw else ""
-        tied = [_called(curve, point) for point in curve.points if point.tied and point is not best]
-        also = f" {_and(tied)} {'is' if len(tied) == 1 else 'are'} not shown to be worse." if tied else ""
-        return (
-            f"{_called(curve, best)} is best, a window of {say.steps(best.window)} steps or "
-            f"{say.share_of_run(best.window, curve.steps)} of the run: {label} {say.measured(best.value)}{against}.{also}"
-        )
+            yield (of or curve.family).capitalize(), words.finding(self.judged, curve)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The numbers of each metric: measured, reported, published."""
@@ -157,7 +139,7 @@ class _Section:
                 "rows": rows,
                 "said": said,
                 "why_not": self.judged.comparable(metric)
-                if self.run and said and self.judged.scale == "paper"
+                if self.run and said and not self.judged.stand_in
                 else "",
                 "with": self.judged.measured_with.get(metric, ""),
                 "changes": _markup(figures.changes(self.judged, metric)) if self.run else None,
@@ -276,12 +258,13 @@ class _Section:
     def words(self) -> Iterator[tuple[str, str]]:
         """By arm, the command that trains one of its runs."""
         for arm in self.table.arms:
-            words = self.table.words(arm, self.judged.scale)
-            yield arm, shlex.join(["emabench", *words, *self.judged.overrides, "seed=0"])
+            arm_words = self.table.words(arm, self.judged.scale)
+            seed = self.table.plan(self.judged.scale).first
+            yield arm, shlex.join(["emabench", *arm_words, *self.judged.overrides, f"seed={seed}"])
 
     def command(self) -> str:
         seeds = max((len(by_seed) for by_seed in self.judged.runs.values()), default=0)
-        seeds = seeds or self.table.seed_count(self.judged.scale)
+        seeds = seeds or self.table.plan(self.judged.scale).looks[0]
         words = [f"seeds={seeds}", *self.judged.overrides]
         if self.judged.scale != "small" and f"scale={self.judged.scale}" not in words:
             words.insert(1, f"scale={self.judged.scale}")
@@ -308,18 +291,22 @@ class _Section:
         return [source for key, source in self.table.sources.items() if key not in numbers]
 
     def statistics(self) -> Iterator[dict[str, str]]:
-        """Every effect in full: both intervals, and the exact test."""
+        """Every effect in full: mean, median, in how many seeds, and what that says of the next seed."""
         for ruling in self.rulings():
             for effect in ruling.effects:
+                mean, middle = effect.estimate, effect.median
                 shown = say.percent if effect.relative else say.interval
-                p = effect.sign_flip_p
                 yield {
                     "claim": ruling.claim.text,
                     "what": effect.what,
-                    "n": str(effect.estimate.n),
-                    "t": shown(effect.estimate),
-                    "bootstrap": shown(effect.bootstrap) if effect.estimate.n >= FEWEST else "",
-                    "p": "" if p is None else say.number(p, 2),
+                    "n": str(len(effect.tested)),
+                    "t": shown(mean) if mean else "–",
+                    "median": "–"
+                    if middle is None
+                    else say.single(middle)
+                    if effect.relative
+                    else say.signed(middle),
+                    "tail": words.tail(effect),
                 }
 
 
@@ -384,15 +371,6 @@ def _embedded(run: Run, average: str) -> dict[str, Any] | None:
         "height": height,
         "small": width < 300,
     }
-
-
-def _called(curve: curves.WindowCurve, point: curves.Point) -> str:
-    """An average by its name; a row that is a trajectory of its own by its label."""
-    return point.average if curve.arm else point.rows[0]
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _markup(svg: str | None) -> Markup | None:

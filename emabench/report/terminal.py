@@ -12,6 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from emabench.report import format as say
+from emabench.report import words
 from emabench.runs.result import RAW, Result
 from emabench.tables import spec
 from emabench.tables.compare import Comparison
@@ -20,12 +21,15 @@ from emabench.tables.judge import Judged
 from emabench.tables.verdict import Kind
 
 STYLES = {
-    Kind.REPRODUCED: "green",
-    Kind.DIRECTION: "yellow",
-    Kind.CONTRADICTED: "red",
+    Kind.HOLDS: "green",
+    Kind.PARTLY: "yellow",
+    Kind.NO_EFFECT: "red",
+    Kind.OPPOSITE: "red",
+    Kind.FAILS: "red",
     Kind.UNDECIDED: "cyan",
     Kind.NOT_COMPARABLE: "dim",
     Kind.NOT_RUN: "dim",
+    Kind.CANNOT_HOLD: "red",
 }
 WIDEST = 110
 
@@ -34,14 +38,15 @@ def show(judged: Judged, console: Console | None = None) -> None:
     """A table with what was measured, what is reported and published, and the verdicts."""
     console = console or _console()
     table = judged.table
-    console.print(f"\n[bold]{table.title}[/]  {table.where} · scale {judged.scale}", highlight=False)
+    console.print(f"\n[bold]{table.titled(judged.scale)}[/]  {table.where}", highlight=False)
+    console.print(f"[dim]{words.header(judged)}[/]", highlight=False)
     console.print(f"[dim]{table.question}[/]", highlight=False)
     if judged.all_runs:
         runs, seeds = len(judged.all_runs), judged.seeds
         console.print(f"[dim]{seeds} seed{_s(seeds)} in every arm, {runs} run{_s(runs)}[/]", highlight=False)
     for who in ("article", "literature"):
         if tally := judged.tally(who):
-            console.print(f"{who:<11}{say.tally(tally)}", highlight=False)
+            console.print(f"{who:<11}{words.tally(tally, judged.stand_in)}", highlight=False)
     for metric in table.metrics:
         console.print()
         console.print(_metric(judged, metric, narrow=console.width < 96))
@@ -230,15 +235,15 @@ def _claims(judged: Judged) -> Grid:
             continue
         claim = [Text(ruling.claim.text)]
         if ruling.effects:
-            claim.append(Text(say.effects(ruling.effects), style="dim"))
+            claim.append(Text(words.effects(ruling.effects), style="dim"))
         cells = []
         for who in ("article", "literature"):
             found = ruling.verdicts.get(who)
             if not found:
                 cells.append(Group(Text("")))
                 continue
-            why = say.reason_for(ruling, found)
-            lines = [Text(say.verdict(found), style=STYLES[found.kind])]
+            why = words.reason(found, judged, ruling)
+            lines = [Text(words.verdict(found, judged, ruling), style=STYLES[found.kind])]
             cells.append(Group(*lines, *([Text(why, style="dim")] if why else [])))
         grid.add_row(Group(*claim), *cells)
     return grid
@@ -246,14 +251,13 @@ def _claims(judged: Judged) -> Grid:
 
 def _footnotes(judged: Judged) -> list[str]:
     lines = [f"! {problem}" for problem in judged.problems]
-    count = judged.claims_judged
+    lines += [line for line in (words.control(judged), words.baselines(judged)) if line]
     if judged.all_runs:
         lines.append(
-            "± and [ ] are 95 % intervals over seeds; changes are paired by seed and relative to the row without "
-            f"averaging. {count} claim{_s(count)} judged, with a chance of at most 5 % that any verdict of this "
-            "table is false."
+            "± and [ ] are 95 % intervals over seeds and decide nothing; changes are paired by seed and relative to "
+            f"the row without averaging. {words.error_rate(judged)}"
         )
-    if judged.scale != "paper" and any(map(judged.table.says, judged.table.metrics)):
+    if judged.stand_in and any(map(judged.table.says, judged.table.metrics)):
         lines.append(
             f"Values of scale {judged.scale} are not comparable with the article's: look at the changes."
         )
@@ -271,7 +275,7 @@ def _footnotes(judged: Judged) -> list[str]:
 
 def _said(table: spec.Table) -> Grid:
     """What article and literature say, without measurements."""
-    grid = _grid(title=f"{table.heading}: as reported and as published")
+    grid = _grid(title=f"{table.heading('paper')}: as reported and as published")
     grid.add_column("row", no_wrap=True)
     metrics = [m for m in table.metrics if table.says(m)]
     for metric in metrics:

@@ -24,7 +24,7 @@ def workspace(judged: Judged, entity: str, project: str) -> Any:
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=f"{judged.table.title} ({judged.scale})"[:128],
+        name=f"{judged.table.titled(judged.scale)} ({judged.scale})"[:128],
         sections=[
             ws.Section(name=name, panels=panels, is_open=True) for name, panels in _panels(wr, judged).items()
         ],
@@ -50,7 +50,7 @@ def report(judged: Judged, entity: str, project: str) -> Any:
     return wr.Report(
         entity=entity,
         project=project,
-        title=f"{table.title} ({judged.scale})"[:128],
+        title=f"{table.titled(judged.scale)} ({judged.scale})"[:128],
         description=table.question,
         blocks=[
             wr.MarkdownBlock(files.markdown(judged)),

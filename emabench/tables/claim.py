@@ -1,7 +1,7 @@
 """What every type of claim is made of: its keys in the YAML, the values it is judged by, how rows are compared.
 
-A type of claim is one file in `claims/`: a subclass of Claim with its own keys and `prepare`, which turns measured
-values into statements, and the statements into verdicts with their words.
+A type of claim is one file in `claims/`: a subclass of Claim with its own keys, its estimand in words, and
+`prepare`, which turns measured values into statements and says which verdict follows from which of them.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from emabench.config import Section
-from emabench.tables.parts import Amount, TableRow
+from emabench.tables.parts import Amount, Scale, TableRow
+from emabench.tables.statistics import Most
 from emabench.tables.verdict import Effect, PreparedClaim
 
 Rows = Mapping[str, TableRow]
+Track = Sequence[tuple[int, float]]
 
 
 class Unfit(ValueError):
@@ -25,64 +27,103 @@ class Unfit(ValueError):
 
 
 @dataclass(frozen=True)
-class Values:
-    """What a claim is judged by: numbers by row and seed, of finished runs alone."""
+class Measured:
+    """What a claim is judged by.
 
-    by_row: Mapping[str, Mapping[int, float]]
+    values: by row and seed what was measured, None where the run diverged or the metric is not finite. Every row
+    has every seed: those that are still to be run, and all after them, are not among `seeds`.
+    looks: the planned numbers of seeds at which the claim is judged.
+    """
+
+    rows: Rows
+    scale: Scale
+    label: str  # of the metric
     higher: bool  # is better
-    tracks: Mapping[str, Mapping[int, Sequence[tuple[int, float]]]] = field(
-        default_factory=dict
-    )  # along the run
-    target: float | None = None
+    seeds: Sequence[int]
+    looks: tuple[int, ...]
+    values: Mapping[str, Mapping[int, float | None]]
+    diverged: Mapping[str, Mapping[int, bool]] = field(default_factory=dict)
+    tracks: Mapping[str, Mapping[int, Track]] = field(default_factory=dict)  # along the run
 
-    def seeds(self, rows: Sequence[str]) -> list[int]:
-        """The seeds that all of these rows have."""
-        return sorted(set.intersection(*(set(self.by_row.get(row, {})) for row in rows)))
+    def most(
+        self, values: Sequence[float], *, above: float | None = None, below: float | None = None
+    ) -> Most:
+        """The statement that most seeds lie above or below a threshold."""
+        if above is not None:
+            return Most([value > above for value in values], self.looks)
+        return Most([value < below for value in values], self.looks)  # type: ignore[operator]
 
-    def positive(self, rows: Sequence[str]) -> bool:
-        return all(value > 0 for row in rows for value in self.by_row[row].values())
+    def at_least(self, values: Sequence[float], end: float) -> Most:
+        return Most([value >= end for value in values], self.looks)
 
-    def mean(self, row: str) -> float:
-        numbers = self.by_row[row].values()
-        return sum(numbers) / len(numbers)
-
-    def changes(self, row: str, over: str, relative: bool) -> list[float]:
-        """By seed: how the row differs from the other, as a logarithm of the ratio where `relative`."""
-        self.check_positive(relative, [row, over])
-        numbers, base = self.by_row[row], self.by_row[over]
-        seeds = self.seeds([row, over])
-        if relative:
-            return [math.log(numbers[seed] / base[seed]) for seed in seeds]
-        return [numbers[seed] - base[seed] for seed in seeds]
+    def at_most(self, values: Sequence[float], end: float) -> Most:
+        return Most([value <= end for value in values], self.looks)
 
     def gains(self, row: str, over: str, relative: bool) -> list[float]:
-        """The same, positive where the row is better."""
+        """By seed: by how much the row is better, as a logarithm of the ratio where `relative`.
+
+        A row without a number is the worst: −inf where only `row` has none, inf where only `over` has none, NaN
+        (which bears nothing out) where both have none.
+        """
         sign = 1 if self.higher else -1
         return [sign * change for change in self.changes(row, over, relative)]
+
+    def changes(self, row: str, over: str, relative: bool) -> list[float]:
+        """By seed: how the row differs from the other; for the better where `higher`, else for the worse if above 0."""
+        self.check_positive(relative, [row, over])
+        return [
+            self._change(self.values[row][seed], self.values[over][seed], relative) for seed in self.seeds
+        ]
+
+    def _change(self, value: float | None, base: float | None, relative: bool) -> float:
+        if value is None and base is None:
+            return math.nan
+        if value is None or base is None:
+            return math.inf if (value is None) != self.higher else -math.inf
+        return math.log(value / base) if relative else value - base
 
     def check_positive(self, relative: bool, rows: Sequence[str]) -> None:
         if relative and not self.positive(rows):
             raise Unfit("a relative change needs values above zero")
 
-    def effect(self, row: str, over: str, relative: bool, rows: Rows) -> Effect:
-        """The change of one row over another, named."""
-        what = f"{rows[row].label} over {rows[over].label}"
-        return Effect(what, self.changes(row, over, relative), relative)
+    def positive(self, rows: Sequence[str]) -> bool:
+        numbers = (self.values[row][seed] for row in rows for seed in self.seeds)
+        return all(value is None or value > 0 for value in numbers)
+
+    def effect(self, row: str, over: str, relative: bool, named: bool = True) -> Effect:
+        """The change of one row over another."""
+        what = f"{self.rows[row].label} over {self.rows[over].label}" if named else ""
+        return Effect(what, self.changes(row, over, relative), relative, self.higher, self.seeds)
 
 
 class Claim(Section):
-    """Something the rows are said to show. `article` and `literature` hold what each of them expects."""
+    """Something the rows are said to show. `article` and `literature` hold what each of them expects.
+
+    of: `size` judges the size of a metric whose best value is zero (a bias), `value` the number itself.
+    cannot_hold: an argument that refutes what the article expects, whatever is measured; `check` says how the
+    argument itself is checked.
+    """
+
+    families: ClassVar[int] = 1  # of statements, for each expectation
 
     text: str
     metric: str
+    of: Literal["value", "size"] = "value"
     sources: list[str] = Field(default_factory=list)  # of the literature's expectation
+    section: str = ""  # of the article, where it says so
     note: str = ""
+    cannot_hold: str = ""
+    check: str = ""
 
     def rows(self) -> list[str]:
         """The rows it is about."""
         raise NotImplementedError
 
-    def prepare(self, values: Values, rows: Rows) -> PreparedClaim:
+    def estimand(self, label: str, rows: Rows) -> str:
+        """What is judged, in words: of which seeds, of what, on which scale. `label` is the metric's."""
+        raise NotImplementedError
+
+    def prepare(self, measured: Measured) -> PreparedClaim:
         """The statements to be tested on these values. Raises Unfit."""
         raise NotImplementedError
 
@@ -94,9 +135,17 @@ class Claim(Section):
         }
         return {who: each for who, each in expected.items() if each is not None}
 
+    def family_count(self, rows: Rows) -> int:
+        """How many families of statements it puts to the test: the same, whatever was measured."""
+        return self.families * len({repr(each) for each in self.expectations(rows).values()})
+
     def only_at_paper_scale(self) -> bool:
         """Does it compare values in a unit that other data or another network would change?"""
         return False
+
+    def called(self, label: str) -> str:
+        """The metric as it is judged."""
+        return f"the size of {label}" if self.of == "size" else label
 
 
 class Pair(Claim):
@@ -115,3 +164,8 @@ def to_log(amount: Amount, shift: float = 0.0) -> float:
     if not amount.relative:
         return value
     return math.log1p(value) if value > -1 else -math.inf
+
+
+def size_of(amount: Amount) -> str:
+    """An amount without its sign, in words; "" for zero."""
+    return f"{amount}".lstrip("+−") if amount.value else ""

@@ -9,18 +9,23 @@ from statistics import fmean
 from emabench.runs.result import RAW
 from emabench.tables.gather import Run
 from emabench.tables.judge import Judged
-from emabench.tables.statistics import ALPHA, FEWEST, Estimate, estimate, p_above
+from emabench.tables.statistics import ALPHA, Estimate, Most, estimate
 
 
 @dataclass(frozen=True)
 class Point:
-    """One average of an arm's trajectories. `tied`: by seed, it is not shown (at 5 %) to be worse than the best."""
+    """One average of an arm's trajectories.
+
+    `tied`: it is not shown to be worse than the best in most seeds (at 5 % over all ordered pairs of averages).
+    `values`: by seed.
+    """
 
     average: str
     window: float
     value: Estimate
     tied: bool
     rows: tuple[str, ...]  # labels of the table's rows that it is
+    values: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class WindowCurve:
     metric: str
     without: str  # what has no averaging: the raw weights, or the row that the others are set against
     raw: Estimate | None  # its value
-    raw_tied: bool  # by seed, it is not shown (at 5 %, as the best of so many) to be worse than the best
+    raw_values: Mapping[int, float]
+    ahead: bool  # the best is shown to be better than it in most seeds (at 5 %, as the best of so many)
+    ahead_in: tuple[int, int]  # in so many seeds, of how many
     points: Sequence[Point]
     best: Point | None  # None where no average is better than none
     steps: int
@@ -57,8 +64,8 @@ def finished(judged: Judged, arm: str) -> list[Run]:
 
 def window_curves(judged: Judged, metric: str) -> list[WindowCurve]:
     """The metric against the window: of each arm's passive averages, and of rows that are decays of a target network."""
-    found = [window_curve(judged, arm, metric) for arm in judged.table.arms]
-    return [curve for curve in [*found, *_of_targets(judged, metric)] if curve and len(curve.points) > 1]
+    of_arms = [window_curve(judged, arm, metric) for arm in judged.table.arms]
+    return [curve for curve in [*of_arms, *_of_targets(judged, metric)] if curve and len(curve.points) > 1]
 
 
 def window_curve(judged: Judged, arm: str, metric: str) -> WindowCurve | None:
@@ -120,35 +127,34 @@ def _curve(
     sign = 1 if judged.table.metrics[metric].better == "higher" else -1
     best = max(values, key=lambda name: sign * fmean(values[name].values()))
     points = []
+    pairs = len(values) * (len(values) - 1)
     for name, numbers in values.items():
-        window, found = windows[name], estimate(list(numbers.values()))
-        if name != without and window is not None and found is not None:
-            points.append(Point(name, window, found, _tied(values[best], numbers, sign), labels[name]))
+        window, mean = windows[name], estimate(list(numbers.values()))
+        if name != without and window is not None and mean is not None:
+            tied = not _better(values[best], numbers, sign).shown(ALPHA / max(1, pairs))
+            points.append(Point(name, window, mean, tied, labels[name], numbers))
     points.sort(key=lambda point: point.window)
     base = values.get(without, {}) if without else {}
+    against = _better(values[best], base, sign)
     return WindowCurve(
         arm,
         family,
         metric,
         called,
         estimate(list(base.values())),
-        bool(base) and not _ahead(values[best], base, sign, len(values) - 1),
+        base,
+        against.shown(ALPHA / max(1, len(values) - 1)),
+        (against.count, len(against.hits)),
         points,
         next((point for point in points if point.average == best), None),
         steps,
     )
 
 
-def _tied(best: Mapping[int, float], other: Mapping[int, float], sign: int) -> bool:
-    """Does the paired interval of what the other is behind by reach down to zero?"""
-    gap = estimate([sign * (best[seed] - other[seed]) for seed in sorted(set(best) & set(other))])
-    return gap is None or gap.low is None or gap.low <= 0
-
-
-def _ahead(best: Mapping[int, float], base: Mapping[int, float], sign: int, tried: int) -> bool:
-    """Is the best of so many shown to be better than the base, with a chance of ALPHA that none of them is?"""
-    gaps = [sign * (best[seed] - base[seed]) for seed in sorted(set(best) & set(base))]
-    return len(gaps) >= FEWEST and p_above(gaps) <= ALPHA / max(1, tried)
+def _better(values: Mapping[int, float], over: Mapping[int, float], sign: int) -> Most:
+    """The statement that the one is better than the other in most seeds."""
+    seeds = sorted(set(values) & set(over))
+    return Most([sign * (values[seed] - over[seed]) > 0 for seed in seeds], (max(1, len(seeds)),))
 
 
 def tracks(judged: Judged, arm: str, metric: str) -> list[Track]:

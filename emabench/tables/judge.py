@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean
+from typing import cast
 
 from emabench.averaging.profiles import window_of_decay
+from emabench.config import PRIVATE
 from emabench.runs.result import DamagedResult
-from emabench.tables import spec
-from emabench.tables.claim import Claim, Unfit, Values
+from emabench.tables import provenance, spec
+from emabench.tables.claim import Claim, Measured, Unfit
 from emabench.tables.claims.diverged import Diverged
+from emabench.tables.claims.gain import Gain
 from emabench.tables.claims.steps import StepsToTarget
 from emabench.tables.gather import Run, Runs
-from emabench.tables.parts import TableRow, at_scale
-from emabench.tables.statistics import ALPHA, Estimate, estimate, holm
+from emabench.tables.parts import Scale, TableRow, at_scale
+from emabench.tables.provenance import Since
+from emabench.tables.statistics import ALPHA, Estimate, Family, Statement, estimate, holm
 from emabench.tables.verdict import Effect, Kind, PreparedClaim, Verdict
 
 
@@ -26,7 +29,8 @@ class Cell:
 
     values: Mapping[int, float]
     mean: Estimate | None
-    change: Estimate | None  # paired by seed, in the metric's unit
+    paired: Mapping[int, float]  # differences by seed, in the metric's unit
+    change: Estimate | None  # their mean
     relative: (
         Estimate | None
     )  # the same as a relative change (of geometric means), where values are above zero
@@ -54,11 +58,18 @@ class MeasuredRow:
 
 @dataclass(frozen=True)
 class Ruling:
-    """One claim with what was measured of it and the verdict on each that makes it: article, literature."""
+    """One claim with what was measured of it and the verdict on each that makes it: article, literature.
+
+    since: the commit since which it stands. after_data: it was written after some of its runs were made.
+    """
 
     claim: Claim
+    estimand: str
     effects: Sequence[Effect]
     verdicts: Mapping[str, Verdict]
+    seeds: Sequence[int]  # that it was judged by
+    since: Since | None = None
+    after_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,9 @@ class Judged:
     problems: Sequence[str]  # what a reader has to know of these runs
     claims_judged: int
     overrides: Sequence[str] = ()  # the user's, beyond what the table sets
+    exploratory: Sequence[str] = ()  # why its verdicts are not those of the plan; none where they are
+    families: Sequence[Family] = ()  # of all its claims, for the error rate of several tables
+    prepared: Sequence[PreparedClaim] = ()
 
     @cached_property
     def all_runs(self) -> list[Run]:
@@ -87,9 +101,14 @@ class Judged:
         return len(set.intersection(*have)) if have else 0
 
     @property
+    def stand_in(self) -> bool:
+        """Is what was trained a stand-in for what the article is about?"""
+        return self.table.stand_in(self.scale)
+
+    @property
     def of_paper_scale_alone(self) -> list[Ruling]:
         """Rulings of claims that this scale cannot speak of."""
-        return [r for r in self.rulings if self.scale != "paper" and r.claim.only_at_paper_scale()]
+        return [r for r in self.rulings if self.stand_in and r.claim.only_at_paper_scale()]
 
     @property
     def references(self) -> Mapping[str, float]:
@@ -104,33 +123,225 @@ class Judged:
 
     def comparable(self, metric: str) -> str:
         """Why values of the metric cannot be set against reported and published ones; "" where they can."""
-        if self.scale != "paper":
+        if self.stand_in:
             return f"scale {self.scale}: other data, another network, fewer steps"
         if self.measured_with.get(metric) != self.table.measured_with.get(metric):
-            mine = self.measured_with.get(metric, "nothing stated")
-            theirs = self.table.measured_with.get(metric, "nothing stated")
-            return f"measured with {mine}; the published values with {theirs}"
+            measured = self.measured_with.get(metric, "nothing stated")
+            stated = self.table.measured_with.get(metric, "nothing stated")
+            return f"measured with {measured}; the published values with {stated}"
         return ""
 
 
-def judge(table: spec.Table, scale: str, runs: Runs, overrides: Sequence[str] = ()) -> Judged:
+def judge(
+    table: spec.Table,
+    scale: str,
+    runs: Runs,
+    overrides: Sequence[str] = (),
+    *,
+    pool: Collection[str] = (),
+    since: Sequence[Since | None] = (),
+) -> Judged:
     """Measure every row of the table on these runs and judge every claim.
 
-    `overrides` are what the user set beyond the table: the page says them in the command to run it again.
+    Args:
+        overrides: what the user set beyond the table: the page has them in the command to run it again.
+        pool: in what runs may differ and still be judged together: code, precision, device.
+        since: for each claim, since when it stands (`provenance.claims_since`).
     """
     spec.check_scale(scale)
     measured_with, mixed = _measured_with(table, runs)
-    rows = {key: _row(table, key, scale, runs, set(mixed)) for key in table.rows}
     problems = [*mixed.values(), *_problems(table, scale, runs)]
-    judged = Judged(table, scale, runs, rows, (), measured_with, problems, 0, overrides)
-    prepared = [(claim, _prepared(judged, claim, mixed)) for claim in table.claims]
-    sides = [side for _, each in prepared for side in each.sides]
-    shown, level = holm(sides), ALPHA / max(1, len(sides))
-    rulings = [
-        Ruling(claim, each.effects, each.verdicts(claim.expectations(table.rows), shown, level))
-        for claim, each in prepared
+    apart = {
+        arm: words for arm, by_seed in runs.items() if (words := provenance.unlike(_finished(by_seed), pool))
+    }
+    problems += [f"arm {arm}: {words}" for arm, words in apart.items()]
+    rows = {key: _row(table, key, scale, runs, set(mixed), set(apart)) for key in table.rows}
+    exploratory = _exploratory(table, scale, runs, overrides)
+    judged = Judged(
+        table, scale, runs, rows, (), measured_with, problems, 0, overrides, exploratory=exploratory
+    )
+    by_claim = [_seeds(judged, claim) for claim in table.claims]
+    prepared = [
+        _prepared(judged, claim, seeds, mixed, pool)
+        for claim, seeds in zip(table.claims, by_claim, strict=True)
     ]
-    return replace(judged, rulings=rulings, claims_judged=sum(bool(each.sides) for _, each in prepared))
+    families = _families(judged, prepared)
+    shown = holm(families)
+    rulings = []
+    for i, (claim, each) in enumerate(zip(table.claims, prepared, strict=True)):
+        stands = since[i] if i < len(since) else None
+        its_runs = [run for arm in _arms(table, claim) for run in runs.get(arm, {}).values() if run]
+        rulings.append(
+            Ruling(
+                claim,
+                claim.estimand(table.metrics[claim.metric].label, table.rows),
+                each.effects,
+                _verdicts(claim, each, table, shown, len(families)),
+                by_claim[i],
+                stands,
+                bool(table.file) and provenance.chosen_after(stands, its_runs, table.file),  # type: ignore[arg-type]
+            )
+        )
+    count = sum(bool(each.expectations) for each in prepared)
+    return replace(judged, rulings=rulings, claims_judged=count, families=families, prepared=prepared)
+
+
+def _families(judged: Judged, prepared: Sequence[PreparedClaim]) -> list[Family]:
+    """Those of all claims that this scale can speak of; of claims that cannot be tested, empty ones that keep their level."""
+    families: list[Family] = []
+    for claim, each in zip(judged.table.claims, prepared, strict=True):
+        if judged.stand_in and claim.only_at_paper_scale():
+            continue
+        distinct = {id(e): e for e in each.expectations.values()}.values()
+        own = [family for expectation in distinct for family in expectation.families]
+        families += own or [Family() for _ in range(claim.family_count(judged.table.rows))]
+    return families
+
+
+def _verdicts(
+    claim: Claim, prepared: PreparedClaim, table: spec.Table, shown: Collection[Statement], count: int
+) -> dict[str, Verdict]:
+    expecting = claim.expectations(table.rows)
+    if prepared.without:
+        verdicts = dict.fromkeys(expecting, prepared.without)
+    else:
+        verdicts = {who: e.verdict(shown, ALPHA, count) for who, e in prepared.expectations.items()}
+    if claim.cannot_hold and "article" in verdicts:
+        verdicts["article"] = Verdict(Kind.CANNOT_HOLD, claim.cannot_hold)
+    return verdicts
+
+
+def survivors(several: Sequence[Judged]) -> list[Judged]:
+    """The same tables, with the verdicts marked that hold beside all claims of all these tables (Holm over all)."""
+    shown = holm([family for judged in several for family in judged.families])
+    marked = []
+    for judged in several:
+        rulings = []
+        for ruling, prepared in zip(judged.rulings, judged.prepared, strict=True):
+            verdicts = {
+                who: replace(
+                    verdict, overview=prepared.expectations[who].verdict(shown, ALPHA, 1).kind is verdict.kind
+                )
+                if who in prepared.expectations and verdict.kind is not Kind.UNDECIDED
+                else verdict
+                for who, verdict in ruling.verdicts.items()
+            }
+            rulings.append(replace(ruling, verdicts=verdicts))
+        marked.append(replace(judged, rulings=rulings))
+    return marked
+
+
+def _finished(by_seed: Mapping[int, Run | None]) -> list[Run]:
+    return [run for run in by_seed.values() if run and run.result.status != "failed"]
+
+
+def _arms(table: spec.Table, claim: Claim) -> list[str]:
+    return list(dict.fromkeys(table.rows[row].arm for row in claim.rows()))
+
+
+def _exploratory(table: spec.Table, scale: str, runs: Runs, overrides: Sequence[str]) -> list[str]:
+    """Why the verdicts on these runs are not those of the plan."""
+    reasons = []
+    plan = table.plan(scale)
+    if scale == "smoke":
+        reasons.append("scale smoke is for trying out")
+    seeds = sorted({seed for by_seed in runs.values() for seed, run in by_seed.items() if run})
+    if seeds and seeds != list(range(plan.first, plan.first + len(seeds))):
+        reasons.append(
+            f"seeds {_span(seeds)} are not the planned ones, {_span(range(plan.first, plan.first + plan.looks[-1]))}"
+        )
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0].partition(".")[0]
+        if key not in PRIVATE | {"scale", "pool"}:
+            reasons.append(f"{word} is not in the plan")
+    return reasons
+
+
+def _span(seeds: Sequence[int]) -> str:
+    run = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]} to {seeds[-1]}" if run and len(seeds) > 1 else ", ".join(map(str, seeds))
+
+
+def _seeds(judged: Judged, claim: Claim) -> list[int]:
+    """The seeds a claim is judged by, in their order: up to the first that one of its arms still lacks."""
+    arms = [judged.runs.get(arm, {}) for arm in _arms(judged.table, claim)]
+    seeds = []
+    for seed in sorted({seed for by_seed in arms for seed in by_seed}):
+        its_runs = [by_seed.get(seed) for by_seed in arms]
+        if not all(run and run.result.status != "failed" for run in its_runs):
+            break
+        seeds.append(seed)
+    return seeds if judged.exploratory else seeds[: judged.table.plan(judged.scale).looks[-1]]
+
+
+def _prepared(
+    judged: Judged, claim: Claim, seeds: Sequence[int], mixed: Mapping[str, str], pool: Collection[str]
+) -> PreparedClaim:
+    table = judged.table
+    if claim.metric in mixed:
+        return PreparedClaim(without=Verdict(Kind.NOT_COMPARABLE, "the runs were not measured with the same"))
+    if not judged.all_runs:
+        return PreparedClaim(without=Verdict(Kind.NOT_RUN))
+    if claim.only_at_paper_scale() and (why := judged.comparable(claim.metric)):
+        return PreparedClaim(without=Verdict(Kind.NOT_COMPARABLE, why))
+    if not seeds:
+        return PreparedClaim(without=Verdict(Kind.NOT_RUN, "no seed has all the runs it needs"))
+    its_runs = [judged.runs[arm][seed] for arm in _arms(table, claim) for seed in seeds]
+    if why := provenance.unlike([run for run in its_runs if run], pool):
+        return PreparedClaim(without=Verdict(Kind.NOT_COMPARABLE, why))
+    if all(not (run and run.finished) for run in its_runs) and not isinstance(claim, Diverged):
+        return PreparedClaim(without=Verdict(Kind.NOT_RUN, "every run diverged"))
+    try:
+        _check_units(judged, claim)
+        return claim.prepare(_measured(judged, claim, seeds))
+    except Unfit as error:
+        return PreparedClaim(without=Verdict(Kind.NOT_COMPARABLE, str(error)))
+
+
+def _check_units(judged: Judged, claim: Claim) -> None:
+    """The size of a change in one unit says nothing of its size in another."""
+    unit = judged.table.metrics[claim.metric].unit_at
+    if isinstance(claim, Gain) and unit(judged.scale) != unit("paper"):
+        raise Unfit(
+            f"measured {unit(judged.scale)}, published {unit('paper')}: the same change is another share of the one "
+            "and of the other"
+        )
+
+
+def _measured(judged: Judged, claim: Claim, seeds: Sequence[int]) -> Measured:
+    table = judged.table
+    about = table.metrics[claim.metric]
+    looks = (len(seeds),) if judged.exploratory else table.plan(judged.scale).looks
+    values: dict[str, dict[int, float | None]] = {}
+    diverged: dict[str, dict[int, bool]] = {}
+    tracks: dict[str, dict[int, list[tuple[int, float]]]] = {}
+    for key in claim.rows():
+        row = judged.rows[key]
+        runs = {seed: run for seed in seeds if (run := judged.runs[row.spec.arm][seed])}
+        finished = [run for run in runs.values() if run.finished]
+        if any(run.result.row(row.average) is None for run in finished):
+            raise Unfit(f"some runs of {row.spec.label} do not carry {row.average}")
+        if any(claim.metric not in run.result.metrics for run in finished):
+            raise Unfit(f"{about.label} is not measured by these runs")
+        numbers = {seed: run.value(row.average, claim.metric) for seed, run in runs.items()}
+        if claim.of == "size":
+            numbers = {seed: None if x is None else abs(x) for seed, x in numbers.items()}
+        values[key] = numbers
+        diverged[key] = {seed: not run.finished for seed, run in runs.items()}
+        if isinstance(claim, StepsToTarget):  # the others need no histories read
+            tracks[key] = {seed: run.measured(row.average, claim.metric) for seed, run in runs.items()}
+    higher = about.better == "higher"
+    return Measured(
+        table.rows,
+        cast(Scale, judged.scale),
+        about.label,
+        higher,
+        seeds,
+        looks,
+        values,
+        diverged,
+        tracks,
+    )
 
 
 def _measured_with(table: spec.Table, runs: Runs) -> tuple[dict[str, str], dict[str, str]]:
@@ -153,29 +364,57 @@ def _measured_with(table: spec.Table, runs: Runs) -> tuple[dict[str, str], dict[
 
 
 def _problems(table: spec.Table, scale: str, runs: Runs) -> list[str]:
-    found = []
+    problems = []
+    consequences = {
+        "diverged": "they are excluded from the means and count as the worst outcome in every verdict",
+        "failed": "verdicts wait for them",
+    }
     for arm, by_seed in runs.items():
-        for status, word in (("diverged", "diverged"), ("failed", "failed")):
+        for status, consequence in consequences.items():
             seeds = [seed for seed, run in by_seed.items() if run and run.result.status == status]
             if seeds:
                 listed = ", ".join(map(str, seeds))
-                found.append(
-                    f"arm {arm}: {len(seeds)} of {len(by_seed)} runs {word} (seed {listed}); they are no numbers"
+                problems.append(
+                    f"arm {arm}: {len(seeds)} of {len(by_seed)} runs {status} (seed {listed}); {consequence}"
                 )
         for run in by_seed.values():
             if run and (run.result.task, run.result.scale) != (table.task, scale):
                 raise ValueError(f"run {run.result.run_id} is of {run.result.task}, {run.result.scale}")
             if run and run.finished:
                 for metric, asked in table.metrics.items():
-                    there = run.result.metrics.get(metric)
-                    if there and there != asked.better:
+                    direction = run.result.metrics.get(metric)
+                    if direction and direction != asked.better:
                         raise DamagedResult(
-                            f"{metric} is better {there} in run {run.result.run_id}, {asked.better} in the table"
+                            f"{metric} is better {direction} in run {run.result.run_id}, {asked.better} in the table"
                         )
-    return found
+    return problems + _not_finite(table, scale, runs)
 
 
-def _row(table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str]) -> MeasuredRow:
+def _not_finite(table: spec.Table, scale: str, runs: Runs) -> list[str]:
+    """Rows of finished runs whose metric has no number."""
+    problems = []
+    for key, row in table.rows.items():
+        average = table.average(key, scale)
+        finished = {s: run for s, run in runs.get(row.arm, {}).items() if run and run.finished}
+        for metric in table.metrics:
+            seeds = [
+                s
+                for s, run in finished.items()
+                if metric in run.result.metrics
+                and run.result.row(average)
+                and run.value(average, metric) is None
+            ]
+            if seeds:
+                problems.append(
+                    f"{row.label}: {table.metrics[metric].label} is not finite in {len(seeds)} of {len(finished)} runs "
+                    f"(seed {', '.join(map(str, seeds))}); excluded from the means, the worst outcome in every verdict"
+                )
+    return problems
+
+
+def _row(
+    table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str], apart: set[str]
+) -> MeasuredRow:
     by_seed = runs.get(table.rows[key].arm, {})
     average, against = table.average(key, scale), table.against(key)
     decay = at_scale(table.rows[key].decay, scale)
@@ -185,15 +424,20 @@ def _row(table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str]) -
     status = [run.result.status for run in by_seed.values() if run]
     cells = {}
     for metric in table.metrics:
-        mine = {} if metric in mixed else _values(table, key, scale, runs, metric)
-        base = _values(table, against, scale, runs, metric) if against and mine else {}
-        seeds = sorted(set(mine) & set(base))
-        positive = all(mine[seed] > 0 and base[seed] > 0 for seed in seeds)
-        logs = estimate([math.log(mine[seed] / base[seed]) for seed in seeds]) if positive else None
+        values = (
+            {}
+            if metric in mixed or table.rows[key].arm in apart
+            else _values(table, key, scale, runs, metric)
+        )
+        base = _values(table, against, scale, runs, metric) if against and values else {}
+        seeds = sorted(set(values) & set(base))
+        positive = all(values[seed] > 0 and base[seed] > 0 for seed in seeds)
+        logs = estimate([math.log(values[seed] / base[seed]) for seed in seeds]) if positive else None
         cells[metric] = Cell(
-            mine,
-            estimate(list(mine.values())),
-            estimate([mine[seed] - base[seed] for seed in seeds]),
+            values,
+            estimate(list(values.values())),
+            {seed: values[seed] - base[seed] for seed in seeds},
+            estimate([values[seed] - base[seed] for seed in seeds]),
             logs.map(math.expm1) if logs else None,
         )
     return MeasuredRow(
@@ -213,69 +457,9 @@ def _row(table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str]) -
 def _values(table: spec.Table, key: str, scale: str, runs: Runs, metric: str) -> dict[int, float]:
     """By seed: a row's numbers."""
     average = table.average(key, scale)
-    found = {}
+    numbers = {}
     for seed, run in sorted(runs.get(table.rows[key].arm, {}).items()):
         value = run.value(average, metric) if run else None
         if value is not None:
-            found[seed] = value
-    return found
-
-
-def _prepared(judged: Judged, claim: Claim, mixed: Mapping[str, str]) -> PreparedClaim:
-    if claim.metric in mixed:
-        return PreparedClaim(without=Verdict(Kind.NOT_COMPARABLE, "the runs were not measured with the same"))
-    if not judged.all_runs:
-        return PreparedClaim(without=Verdict(Kind.NOT_RUN))
-    if claim.only_at_paper_scale() and (why := judged.comparable(claim.metric)):
-        return PreparedClaim(without=Verdict(Kind.NOT_COMPARABLE, why))
-    values = _claim_values(judged, claim)
-    if not values.seeds(claim.rows()):
-        return PreparedClaim(without=Verdict(Kind.NOT_RUN, "no seed has all the rows it needs"))
-    try:
-        return claim.prepare(values, judged.table.rows)
-    except Unfit as error:
-        return PreparedClaim(without=Verdict(Kind.NOT_COMPARABLE, str(error)))
-
-
-def _claim_values(judged: Judged, claim: Claim) -> Values:
-    if isinstance(claim, Diverged):
-        return Values(_diverged(judged, claim), higher=False)
-    numbers = {row: judged.rows[row].cells[claim.metric].values for row in claim.rows()}
-    higher = judged.table.metrics[claim.metric].better == "higher"
-    if isinstance(claim, StepsToTarget):
-        return Values(numbers, higher, _tracks(judged, claim), _target(judged, claim))
-    return Values(numbers, higher)
-
-
-def _diverged(judged: Judged, claim: Diverged) -> dict[str, dict[int, float]]:
-    """By row and seed: 1 for a run that diverged, 0 for one that finished."""
-    return {
-        key: {
-            seed: float(run.result.status == "diverged")
-            for seed, run in judged.runs.get(judged.rows[key].spec.arm, {}).items()
-            if run and run.result.status in ("finished", "diverged")
-        }
-        for key in claim.rows()
-    }
-
-
-def _tracks(judged: Judged, claim: StepsToTarget) -> dict[str, dict[int, list[tuple[int, float]]]]:
-    """What was measured along the runs of the claim's two rows, where that is more than their ends."""
-    found: dict[str, dict[int, list[tuple[int, float]]]] = {}
-    for key in (claim.row, claim.over):
-        row = judged.rows[key]
-        runs = judged.runs.get(row.spec.arm, {})
-        tracks = {
-            seed: run.measured(row.average, claim.metric)
-            for seed, run in runs.items()
-            if run and run.finished
-        }
-        found[key] = {seed: track for seed, track in tracks.items() if len(track) > 1}
-    return found
-
-
-def _target(judged: Judged, claim: StepsToTarget) -> float | None:
-    if claim.target_row:
-        values = judged.rows[claim.target_row].cells[claim.metric].values
-        return fmean(values.values()) if values else None
-    return at_scale(claim.target, judged.scale)
+            numbers[seed] = value
+    return numbers

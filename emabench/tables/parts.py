@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from emabench.config import Section
 
@@ -62,12 +62,39 @@ class Metric(Section):
     """How a metric is called and which way it is better.
 
     `ranked` is false where further that way is not better without end (a bias, whose best is zero): claims may
-    speak of a direction, but no row is called the best.
+    speak of its direction or its size, but no row is called the best.
+    `unit`: of what one value is ("per character"). Sizes of changes are compared in like units alone.
     """
 
     label: str
     better: Direction
     ranked: bool = True
+    unit: str | dict[Scale, str] = ""
+
+    def unit_at(self, scale: str) -> str:
+        """The unit that runs of this scale measure in; published values are in that of scale paper."""
+        return at_scale(self.unit, scale) or ""
+
+
+class SeedPlan(Section):
+    """Which seeds a table is measured with, fixed beforehand: from `first` on, judged at these numbers of seeds.
+
+    Seeds 0 to 99 are for trying things out. Written as one number n, it is a single look at seeds 100 to 99 + n.
+    """
+
+    first: Annotated[int, Field(ge=0)] = 100
+    looks: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], Field(min_length=1, strict=False)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_number(cls, value: Any) -> Any:
+        return {"looks": [value]} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if list(self.looks) != sorted(set(self.looks)):
+            raise ValueError(f"looks={list(self.looks)}: write each number of seeds once, rising")
+        return self
 
 
 class Source(Section):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, PrivateAttr, create_model, model_validator
 
 from emabench import plugins
 from emabench.config import SCALES, Section, checked
@@ -19,21 +19,33 @@ from emabench.runs.files import read_yaml
 from emabench.runs.result import RAW
 from emabench.tables import claims
 from emabench.tables.claims import AnyClaim
-from emabench.tables.parts import Metric, Note, Overrides, Published, Scale, Source, TableRow, at_scale
-
-Seeds = Annotated[int, Field(ge=1, le=1000)]
+from emabench.tables.parts import (
+    Metric,
+    Note,
+    Overrides,
+    Published,
+    Scale,
+    SeedPlan,
+    Source,
+    TableRow,
+    at_scale,
+)
 
 
 class Table(Section):
     """One table of the article."""
 
     name: str
-    title: str
+    title: str | dict[Scale, str]  # what was run at a scale; of `paper`, what the article is about
+    trained: dict[Scale, str] = Field(default_factory=dict)  # model, data, schedule, in a line
+    exact: bool = False  # the small scale is what the claims are about, no stand-in for it
+    control: str = ""  # of the stand-in: the text of a claim whose effect is published and should be seen
+    baselines: list[str] = Field(default_factory=list)  # rows of weights that were not trained, or kept fixed
     section: str = ""  # of the article; empty for a table of the user's own
     question: str
     task: str
     metrics: Annotated[dict[str, Metric], Field(min_length=1)]  # the main one first
-    seeds: Seeds | dict[Scale, Seeds]
+    seeds: SeedPlan | dict[Scale, SeedPlan]
     overrides: Overrides = Field(default_factory=list)  # of every arm
     arms: Annotated[dict[str, Overrides], Field(min_length=1)]  # overrides of each trajectory
     rows: Annotated[dict[str, TableRow], Field(min_length=1)]
@@ -44,6 +56,7 @@ class Table(Section):
         default_factory=dict
     )  # of the reported and published numbers, by metric
     notes: list[Note] = Field(default_factory=list)
+    _file: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _refers_to_what_is_there(self) -> Self:
@@ -61,6 +74,23 @@ class Table(Section):
             if getattr(claim, "literature", None) is not None and not claim.sources:
                 raise ValueError(f"claims.{index}: the literature's expectation needs its sources")
         return self
+
+    @property
+    def file(self) -> Path | None:
+        """Where it was read from."""
+        return self._file
+
+    def titled(self, scale: str) -> str:
+        """What was run at this scale."""
+        return at_scale(self.title, scale) or at_scale(self.title, "paper") or self.name
+
+    def plan(self, scale: str) -> SeedPlan:
+        """The seeds it is measured with, and the numbers of them at which it is judged."""
+        return at_scale(self.seeds, scale) or SeedPlan(looks=(1,))
+
+    def stand_in(self, scale: str) -> bool:
+        """Does this scale stand in for the setting that the article and the literature speak of?"""
+        return scale != "paper" and not self.exact
 
     def _references(self) -> Iterator[tuple[str, str, list[str]]]:
         """Every mention of something that is defined elsewhere in the file: where, the word, what there is."""
@@ -82,6 +112,9 @@ class Table(Section):
             yield from ((f"claims.{index}.row", key, rows) for key in claim.rows())
             for source in claim.sources:
                 yield f"claims.{index}.source", source, sources
+        if self.control:
+            yield "control.claim", self.control, [claim.text for claim in self.claims]
+        yield from (("baselines.row", key, rows) for key in self.baselines)
         for note in self.notes:
             if note.metric:
                 yield "notes.metric", note.metric, metrics
@@ -92,19 +125,15 @@ class Table(Section):
         """What a reader is told of where the claims are made."""
         return f"§{self.section} of the article" if self.section else "own table"
 
-    @property
-    def heading(self) -> str:
+    def heading(self, scale: str) -> str:
         """The title with the section, where there is one."""
-        return f"{self.title}, §{self.section}" if self.section else self.title
+        title = self.titled(scale)
+        return f"{title}, §{self.section}" if self.section else title
 
     def words(self, arm: str, scale: str) -> list[str]:
         """The overrides of one arm's trajectories, without the seed."""
         arm_words = at_scale(self.arms[arm], scale) or []
         return [f"task={self.task}", f"scale={scale}", *(at_scale(self.overrides, scale) or []), *arm_words]
-
-    def seed_count(self, scale: str) -> int:
-        """How many seeds each arm is run with where nothing else is asked for."""
-        return at_scale(self.seeds, scale) or 1
 
     def average(self, row: str, scale: str) -> str:
         """Which average of its trajectory a row is at this scale."""
@@ -173,9 +202,11 @@ def read(path: Path) -> Table:
     if not isinstance(data, dict):
         raise UserError(f"{path}: is not a table; it begins with title: …")
     try:
-        return checked(_table_type(), {"name": path.stem, **data})
+        table = checked(_table_type(), {"name": path.stem, **data})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    table._file = path
+    return table
 
 
 def _table_type() -> type[Table]:

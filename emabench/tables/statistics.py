@@ -1,17 +1,17 @@
-"""Paired differences of few seeds: intervals, tests, how many seeds would do, and one error rate for a table.
+"""Means over seeds for the reader, statements about most seeds for the verdicts, and one error rate for a table.
 
-Everything decided rests on the paired t-test, held back by an exact test: a statement also needs the sign-flip
-permutation test at 5 %, which takes no normal distribution for granted. With fewer than five seeds that test
-cannot reach 5 % whatever was measured, so nothing is decided from fewer than five.
+What decides is counted, not averaged: a statement is about the majority of all seeds that could be drawn ("in more
+than half of them the average is better"), and is tested by how many of those drawn bear it out. Nothing is assumed
+of the distribution, so that one seed that collapses, values on a coarse grid, or a skewed change break nothing.
+The mean with its interval is description.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 from emabench.late import Late
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 else:  # a run that is shown, and `--status`, need neither
     np, scipy = Late("numpy"), Late("scipy")
 
-ALPHA = 0.05  # chance of a false statement, for a whole table
-POWER = 0.8  # with which the number of seeds named would decide
-FEWEST = 5  # 2^-5 < 5 % < 2^-4: the exact test decides nothing below
-EXACT_UP_TO = 14  # seeds; from there on the t-test no longer leans on the shape of the distribution
-MOST = 2000  # seeds; a larger number is as good as never
+from emabench.tables.boundary import required, tail
+
+ALPHA = 0.05  # chance of any false verdict, for a whole table
+MOST_SEEDS = 400  # a larger number is as good as never
 
 
 @dataclass(frozen=True)
@@ -51,205 +50,160 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate | None:
         return None
     if len(x) == 1:
         return Estimate(float(x[0]), None, None, 1)
-    half = float(scipy.special.stdtrit(len(x) - 1, 0.5 + level / 2)) * _standard_error(x)
+    half = (
+        float(scipy.special.stdtrit(len(x) - 1, 0.5 + level / 2)) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    )
     return Estimate(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
 
 
-def bootstrap(
-    values: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> Estimate | None:
-    """The same by bootstrap-t, which lets the interval be lopsided; seeded, so the same values give the same ends.
-
-    A second opinion for the reader, never what decides. (A percentile bootstrap of five seeds covers about 85 %.)
-    """
-    x = np.asarray(values, float)
-    if len(x) < FEWEST or _standard_error(x) == 0:
-        return estimate(values, level)
-    drawn = np.random.default_rng(seed).choice(x, (draws, len(x)))
-    spread = drawn.std(axis=1, ddof=1) / math.sqrt(len(x))
-    t = (drawn.mean(axis=1) - x.mean())[spread > 0] / spread[spread > 0]
-    low, high = np.quantile(t, [0.5 - level / 2, 0.5 + level / 2])
-    error = _standard_error(x)
-    return Estimate(float(x.mean()), float(x.mean() - high * error), float(x.mean() - low * error), len(x))
-
-
-def t_above(values: Sequence[float], threshold: float = 0.0) -> float:
-    """One-sided p of the t-test that the mean is not above the threshold."""
-    x = np.asarray(values, float) - threshold
-    if len(x) < 2:
-        return 1.0
-    error, mean = _standard_error(x), float(x.mean())
-    if error <= 1e-12 * max(1e-300, float(np.abs(x).max())):  # the same number every time, up to rounding
-        return 0.0 if mean > 0 else 1.0
-    return float(scipy.special.stdtr(len(x) - 1, -mean / error))
-
-
-def sign_flip_above(values: Sequence[float], threshold: float = 0.0) -> float:
-    """One-sided p of the exact test: the share of all ± assignments whose mean is as large as the one seen."""
-    x = np.asarray(values, float) - threshold
-    if not len(x):
-        return 1.0
-    if len(x) > EXACT_UP_TO:
-        raise ValueError(f"{len(x)} values: 2^{len(x)} assignments are too many")
-    sums = _signs(len(x)) @ x
-    return float(np.mean(sums >= x.sum() - 1e-9 * np.abs(x).sum()))
-
-
-def p_above(values: Sequence[float], threshold: float = 0.0) -> float:
-    """p of the statement that the mean is above the threshold: the t-test, if the exact test does not object."""
-    p = t_above(values, threshold)
-    if len(values) > EXACT_UP_TO:
-        return p
-    exact = sign_flip_above(values, threshold)
-    return p if exact <= ALPHA else max(p, exact)
-
-
-def seeds_for(values: Sequence[float], threshold: float, level: float) -> float:
-    """Seeds with which the mean would be shown to be above the threshold, were effect and spread as seen so far."""
-    x = np.asarray(values, float) - threshold
-    if len(x) < 2 or x.mean() <= 0:
-        return math.inf
-    if _standard_error(x) == 0:
-        return FEWEST
-    effect = float(x.mean() / x.std(ddof=1))
-    if _power(effect, MOST, level) < POWER:
-        return math.inf
-    low, high = FEWEST - 1, MOST
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _power(effect, middle, level) >= POWER else (middle, high)
-    return high
-
-
-def _power(effect: float, n: int, level: float) -> float:
-    """Of the one-sided t-test, for an effect in units of the spread."""
-    shift = effect * math.sqrt(n)
-    needed = float(scipy.special.stdtrit(n - 1, 1 - level))
-    if shift > 37:  # the noncentral t is computed no further, and there is no doubt left
-        return 1.0
-    return 1.0 - float(scipy.special.nctdtr(n - 1, shift, needed))
-
-
-def _standard_error(x: np.ndarray) -> float:
-    return float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.inf
-
-
-@cache
-def _signs(n: int) -> np.ndarray:
-    return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
-
-
 class Statement:
-    """Something that measurements may show: its p, and how many seeds would show it at a level."""
+    """Something that seeds may show."""
 
-    p: float
+    def shown(self, level: float, left: int = 1) -> bool:
+        """Is it shown at `level / left`? What is shown at a smaller level is shown at a larger one."""
+        raise NotImplementedError
 
-    def seeds(self, level: float) -> float:
+    def seeds(self, level: float, left: int = 1) -> float:
+        """How many seeds would show it, were the shares as seen so far."""
         raise NotImplementedError
 
 
-class Above(Statement):
-    """The mean is above a threshold."""
+class Most(Statement):
+    """True of more than half of all seeds.
 
-    def __init__(self, values: Sequence[float], threshold: float = 0.0) -> None:
-        self.values, self.threshold = values, threshold
-
-    @cached_property
-    def p(self) -> float:  # type: ignore[override]
-        return p_above(self.values, self.threshold)
-
-    def seeds(self, level: float) -> float:
-        found = seeds_for(self.values, self.threshold, level)
-        # What these seeds do not show (the exact test may be what objects) needs at least one more.
-        return found if self.p <= level else max(found, len(self.values) + 1)
-
-
-def below(values: Sequence[float], threshold: float = 0.0) -> Above:
-    """The mean is below a threshold."""
-    return Above([-value for value in values], -threshold)
-
-
-class Rarer(Statement):
-    """What is counted here is rarer than there: Fisher's exact test, one-sided.
-
-    here, there: 1 for each run in which it happened, 0 for each other one.
+    hits: of each seed in its order, whether it bears the statement out. looks: the planned numbers of seeds at
+    which they are counted; those beyond the last are not.
     """
 
-    def __init__(self, here: Sequence[float], there: Sequence[float]) -> None:
-        self.counts = [(round(sum(x)), len(x)) for x in (here, there)]
+    def __init__(self, hits: Sequence[bool], looks: tuple[int, ...]) -> None:
+        self.hits, self.looks = list(hits), looks
 
-    @cached_property
-    def p(self) -> float:  # type: ignore[override]
-        (a, n), (b, m) = self.counts
-        return _fisher(a, n, b, m)
+    @property
+    def count(self) -> int:
+        return sum(self.hits)
 
-    def seeds(self, level: float) -> float:
-        """Seeds that would show it, were the shares as seen so far."""
-        (a, n), (b, m) = self.counts
-        if not n or not m or a / n >= b / m:
+    def shown(self, level: float, left: int = 1) -> bool:
+        needed = required(level, left, self.looks)
+        reached = [(n, k) for n, k in zip(self.looks, needed, strict=True) if n <= len(self.hits)]
+        return any(sum(self.hits[:n]) >= k for n, k in reached)
+
+    def seeds(self, level: float, left: int = 1) -> float:
+        n = len(self.hits)
+        if n and self.count <= n / 2:
             return math.inf
-        more = range(max(FEWEST, n + 1, m + 1), MOST)
-        each = (k for k in more if _fisher(round(a / n * k), k, round(b / m * k), k) <= level)
-        return next(each, math.inf)
+        share = self.count / n if n else 1.0
+        return _first(share, 0.0, max(n + 1, self.looks[0]) if n < self.looks[0] else n + 1, level / left)
 
 
-def _fisher(a: int, n: int, b: int, m: int) -> float:
-    """Chance of a or fewer of n, when a + b of the n + m are drawn at random."""
-    return float(scipy.stats.hypergeom.cdf(a, n + m, a + b, n))
+class MostlyThis(Statement):
+    """Of the seeds in which just one of two things happens, more than half have this one (McNemar, exact).
+
+    this, other: of each seed, whether the one happens and whether the other does.
+    """
+
+    def __init__(self, this: Sequence[bool], other: Sequence[bool], looks: tuple[int, ...]) -> None:
+        self.only_this = [a and not b for a, b in zip(this, other, strict=True)]
+        self.only_other = [b and not a for a, b in zip(this, other, strict=True)]
+        self.looks = looks
+
+    def shown(self, level: float, left: int = 1) -> bool:
+        before = 0
+        for look in self.looks:
+            share, before = (look - before) / self.looks[-1], look
+            hits, others = sum(self.only_this[:look]), sum(self.only_other[:look])
+            if look <= len(self.only_this) and tail(hits, hits + others) <= level * share / left:
+                return True
+        return False
+
+    def seeds(self, level: float, left: int = 1) -> float:
+        n, hits, others = len(self.only_this), sum(self.only_this), sum(self.only_other)
+        if not n or hits <= others:
+            return math.inf
+        return _first(hits / n, others / n, n + 1, level / left, of_both=True)
+
+
+def _first(share: float, other: float, first: int, level: float, of_both: bool = False) -> float:
+    """The first number of seeds whose counts pass, were the shares of hits (and of others) as given."""
+    n = np.arange(first, MOST_SEEDS)
+    hits = np.floor(share * n + 1e-9).astype(int)
+    trials = hits + np.ceil(other * n - 1e-9).astype(int) if of_both else n
+    passed = np.flatnonzero(hits >= _needed(level)[trials])
+    return float(n[passed[0]]) if len(passed) else math.inf
+
+
+@cache
+def _needed(level: float) -> np.ndarray:
+    """By number of seeds, how many of them pass a single look at this level."""
+    return np.argmax(_tails() <= level, axis=1)
+
+
+@cache
+def _tails() -> np.ndarray:
+    """P(Bin(n, ½) ≥ k) by n and k, for k to one more than the most seeds: row by row of Pascal's triangle."""
+    chances = np.zeros((MOST_SEEDS + 1, MOST_SEEDS + 2))
+    chances[0, 0] = 1.0
+    for n in range(1, MOST_SEEDS + 1):
+        chances[n, 1:] = (chances[n - 1, 1:] + chances[n - 1, :-1]) / 2
+        chances[n, 0] = chances[n - 1, 0] / 2
+    return np.asarray(chances[:, ::-1].cumsum(axis=1)[:, ::-1])
 
 
 class AllOf(Statement):
-    """Every one of these: shown when each is, at the full level (an intersection-union test)."""
+    """Every one of these: each at the full level (an intersection-union test)."""
 
     def __init__(self, parts: Sequence[Statement]) -> None:
         self.parts = parts
 
-    @property
-    def p(self) -> float:  # type: ignore[override]
-        return max(part.p for part in self.parts)
+    def shown(self, level: float, left: int = 1) -> bool:
+        return all(part.shown(level, left) for part in self.parts)
 
-    def seeds(self, level: float) -> float:
-        return max(part.seeds(level) for part in self.parts)
+    def seeds(self, level: float, left: int = 1) -> float:
+        return max(part.seeds(level, left) for part in self.parts)
 
 
 class AnyOf(Statement):
-    """At least one of these (Bonferroni)."""
+    """At least one of these, named or not (Bonferroni)."""
 
     def __init__(self, parts: Sequence[Statement]) -> None:
         self.parts = parts
 
-    @property
-    def p(self) -> float:  # type: ignore[override]
-        return min(1.0, len(self.parts) * min(part.p for part in self.parts))
+    def shown(self, level: float, left: int = 1) -> bool:
+        return any(part.shown(level / len(self.parts), left) for part in self.parts)
 
-    def seeds(self, level: float) -> float:
-        return min(part.seeds(level / len(self.parts)) for part in self.parts)
-
-
-Side = Sequence[Statement]
-"""Statements of which each implies the ones before it ("above 0", "above 0.1"): tested in this order."""
+    def seeds(self, level: float, left: int = 1) -> float:
+        return min(part.seeds(level / len(self.parts), left) for part in self.parts)
 
 
-def holm(sides: Sequence[Side], alpha: float = ALPHA) -> set[Statement]:
-    """Which statements are shown, so that any false one among all has a chance of at most alpha.
+@dataclass(frozen=True, eq=False)
+class Family:
+    """The statements about one expectation, with the share of its level that each may use.
 
-    Holm's procedure over sides. Within a side the statements are tested in their order, each at the side's level,
-    until one is not shown; a side that is shown to its end leaves its level to the others (a fixed sequence in
-    each family of Bretz et al. 2009, "A graphical approach to sequentially rejective multiple test procedures").
-    Both sides of a difference are sides of their own, so statements about its direction are covered too.
+    The shares are set so that in every state of the world the statements that are false there have shares of 1 at
+    most in all; a statement that implies another counts as part of it. `ends` are the combinations that settle the
+    expectation: with any of them shown it is done, and leaves its level to the others.
+    """
+
+    shares: Mapping[Statement, float] = field(default_factory=dict)
+    ends: Sequence[Sequence[Statement]] = ()
+
+
+def holm(families: Sequence[Family], alpha: float = ALPHA) -> set[Statement]:
+    """Which statements are shown, so that the chance of any false one among all families is at most alpha.
+
+    Holm's procedure (1979) over families. A family that is settled is not tested further (Shaffer 1980: its false
+    statements can then no longer be shown), one that cannot be tested stays and keeps its part of the level.
     """
     shown: set[Statement] = set()
-    left = [side for side in sides if side]
+    left = list(families)
     while left:
-        level = alpha / len(left)
-        rest = []
-        for side in left:
-            for statement in side:
-                if statement.p > level:
-                    rest.append(side)
-                    break
-                shown.add(statement)
-        if len(rest) == len(left):
+        for family in left:
+            shown |= {s for s, share in family.shares.items() if s.shown(alpha * share, len(left))}
+        open_ = [family for family in left if not _settled(family, shown)]
+        if len(open_) == len(left):
             break
-        left = rest
+        left = open_
     return shown
+
+
+def _settled(family: Family, shown: Collection[Statement]) -> bool:
+    return any(all(statement in shown for statement in end) for end in family.ends)

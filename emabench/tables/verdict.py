@@ -1,7 +1,7 @@
 """What can be said of a claim, and a claim made ready for judging.
 
-A claim is turned into statements about means over seeds ("FID falls by more than 30 %"). Which of them are shown
-is decided for the whole table at once (`statistics.holm`); a verdict follows from what is shown.
+A claim is turned into statements about most seeds ("FID falls by more than 30 %"). Which of them are shown is
+decided for the whole table at once (`statistics.holm`); a verdict follows from what is shown.
 """
 
 from __future__ import annotations
@@ -10,44 +10,54 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import median
 
-from emabench.tables.statistics import (
-    EXACT_UP_TO,
-    Estimate,
-    Side,
-    Statement,
-    bootstrap,
-    estimate,
-    sign_flip_above,
-)
+from emabench.tables.boundary import at_least
+from emabench.tables.statistics import Estimate, Family, Statement, estimate
 
 
 class Kind(StrEnum):
-    """What can be said of a claim.
+    """What can be said of a claim. How it is worded depends on the setting, see `report.words`.
 
-    reproduced      what is claimed is shown, its size within the tolerance
-    direction only  the direction is shown, the size is another or not shown yet
-    contradicted    it is shown that the claim does not hold: the other way round, or not by so much
-    undecided       neither; with the number of seeds that would decide, were effect and spread as seen so far
-    not comparable  the claim is about values that this scale, or what was measured with, changes
+    holds           what is claimed is shown
+    partly          a part of it is shown; the verdict names what is open or otherwise
+    no effect       an effect of the size claimed is shown not to be there
+    opposite        the other way round is shown
+    fails           it is shown not to hold in most seeds, without the other way round being shown
+    undecided       none of these
+    not comparable  it cannot be judged by these runs
     not run         there is nothing to judge it by
+    cannot hold     an argument refutes it, whatever is measured
     """
 
-    REPRODUCED = "reproduced"
-    DIRECTION = "direction only"
-    CONTRADICTED = "contradicted"
+    HOLDS = "holds"
+    PARTLY = "partly"
+    NO_EFFECT = "no effect"
+    OPPOSITE = "opposite"
+    FAILS = "fails"
     UNDECIDED = "undecided"
     NOT_COMPARABLE = "not comparable"
     NOT_RUN = "not run"
+    CANNOT_HOLD = "cannot hold"
+
+
+DECIDED = (Kind.HOLDS, Kind.PARTLY, Kind.NO_EFFECT, Kind.OPPOSITE, Kind.FAILS)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the measurements say of one expectation, and why. `seeds` would decide what is undecided, if known."""
+    """What the measurements say of one expectation, and why.
+
+    part: of a claim that holds partly, what is shown and what is open. size: below which there is no effect.
+    seeds: how many would decide what is undecided. overview: it holds beside all claims of all tables too.
+    """
 
     kind: Kind
     why: str = ""
+    part: str = ""
+    size: str = ""
     seeds: float | None = None
+    overview: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,68 +65,116 @@ class Effect:
     """Something measured that a claim is about: what, and its values by seed on the scale that is tested.
 
     `relative`: those are logarithms of ratios; what is shown are relative changes (−0.38 for −38 %).
+    `higher`: larger values are better; None where neither way is. Infinite values are of seeds in which one of two
+    rows has none (it counts as the worst), NaN of seeds in which both have none.
     """
 
     what: str
     tested: Sequence[float]
     relative: bool
+    higher: bool | None = None
+    seeds: Sequence[int] = ()
 
     @property
-    def estimate(self) -> Estimate:
-        """Mean and t-interval."""
-        return self._shown(estimate(self.tested))
+    def shown(self) -> list[float]:
+        """The values that are numbers, as they are shown."""
+        numbers = [value for value in self.tested if math.isfinite(value)]
+        return [math.expm1(value) for value in numbers] if self.relative else numbers
 
     @property
-    def bootstrap(self) -> Estimate:
-        """The same by bootstrap."""
-        return self._shown(bootstrap(self.tested))
+    def estimate(self) -> Estimate | None:
+        """Mean and t-interval of the seeds that have a number: description, which decides nothing."""
+        mean = estimate([value for value in self.tested if math.isfinite(value)])
+        return mean.map(math.expm1) if mean and self.relative else mean
 
     @property
-    def sign_flip_p(self) -> float | None:
-        """Two-sided p of the exact test that there is no effect; None where there are too many seeds for it."""
-        if len(self.tested) > EXACT_UP_TO:
+    def median(self) -> float | None:
+        """Of all seeds, where that is a number."""
+        values = [value for value in self.tested if not math.isnan(value)]
+        middle = median(values) if values else math.nan
+        if not math.isfinite(middle):
             return None
-        turned = [-value for value in self.tested]
-        return min(1.0, 2 * min(sign_flip_above(self.tested), sign_flip_above(turned)))
+        return math.expm1(middle) if self.relative else middle
 
-    def _shown(self, tested: Estimate | None) -> Estimate:
-        assert tested  # an effect has values
-        return tested.map(math.expm1) if self.relative else tested
+    @property
+    def without_number(self) -> int:
+        return sum(not math.isfinite(value) for value in self.tested)
+
+    @property
+    def better(self) -> int:
+        """In how many seeds the change is for the better."""
+        sign = 1 if self.higher else -1
+        return sum(sign * value > 0 for value in self.tested)
+
+    @property
+    def worse(self) -> int:
+        sign = 1 if self.higher else -1
+        return sum(sign * value < 0 for value in self.tested)
+
+    @property
+    def next_seed(self) -> float:
+        """With at least this chance (95 %) a new seed changes the way that most of these do."""
+        return at_least(max(self.better, self.worse), len(self.tested))
+
+    @property
+    def at_odds(self) -> bool:
+        """Does the mean change the other way than most seeds do?"""
+        mean = self.estimate
+        if mean is None or self.higher is None or self.better == self.worse:
+            return False
+        sign = 1 if self.higher else -1
+        return (sign * mean.mean > 0) != (self.better > self.worse)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A verdict that holds where all of `shown` are shown."""
+    """A verdict that holds where all of `shown` are shown. `final`: nothing stronger could be said later."""
 
     kind: Kind
     shown: Sequence[Statement]
     why: str
+    part: str = ""
+    size: str = ""
+    final: bool = True
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The outcomes of one expectation, the first that holds counts, and the families of statements behind them."""
+
+    outcomes: Sequence[Outcome]
+    families: Sequence[Family]
+
+    def verdict(self, shown: Collection[Statement], level: float, left: int) -> Verdict:
+        """The verdict, given the statements that are shown."""
+        for outcome in self.outcomes:
+            if all(statement in shown for statement in outcome.shown):
+                return Verdict(outcome.kind, outcome.why, outcome.part, outcome.size)
+        shares = {statement: share for family in self.families for statement, share in family.shares.items()}
+        needed = [
+            max(statement.seeds(level * shares.get(statement, 1.0), left) for statement in outcome.shown)
+            for outcome in self.outcomes
+        ]
+        return Verdict(Kind.UNDECIDED, seeds=min(needed, default=math.inf))
+
+    def holds_in(self, shown: Collection[Statement]) -> bool:
+        """Does any outcome follow from these statements?"""
+        return any(all(statement in shown for statement in outcome.shown) for outcome in self.outcomes)
+
+
+def settled(outcomes: Sequence[Outcome], shares: Mapping[Statement, float]) -> Family:
+    """A family that is done when a final outcome is reached."""
+    return Family(shares, [outcome.shown for outcome in outcomes if outcome.final])
 
 
 @dataclass(frozen=True)
 class PreparedClaim:
-    """The effects seen, the statements to be tested, and by who expects, the outcomes: the first that holds.
+    """The effects seen, and by who expects, what follows from which statements.
 
     `without` is the verdict of a claim that cannot be tested.
     """
 
     effects: Sequence[Effect] = ()
-    sides: Sequence[Side] = ()
-    outcomes: Mapping[str, Sequence[Outcome]] = field(default_factory=dict)
+    expectations: Mapping[str, Expectation] = field(default_factory=dict)
     without: Verdict | None = None
-
-    def verdicts(
-        self, expecting: Collection[str], shown: Collection[Statement], level: float
-    ) -> dict[str, Verdict]:
-        """By who expects, the verdict, given the statements that are shown; `level` is a side's share of alpha."""
-        if self.without:
-            return dict.fromkeys(expecting, self.without)
-        return {who: _decide(outcomes, shown, level) for who, outcomes in self.outcomes.items()}
-
-
-def _decide(outcomes: Sequence[Outcome], shown: Collection[Statement], level: float) -> Verdict:
-    for outcome in outcomes:
-        if all(statement in shown for statement in outcome.shown):
-            return Verdict(outcome.kind, outcome.why)
-    seeds = min(max(statement.seeds(level) for statement in outcome.shown) for outcome in outcomes)
-    return Verdict(Kind.UNDECIDED, "", seeds)
+    lines: Sequence[str] = ()  # what else a reader has to know of these seeds

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from emabench.report import format as say
 from emabench.tables.parts import Published
 from emabench.tables.statistics import Estimate
-from emabench.tables.verdict import Kind, Verdict
 
 
 @pytest.mark.parametrize(
@@ -61,16 +58,3 @@ def test_published_numbers_as_a_range() -> None:
     assert say.published(numbers(12.14, 8.06)) == "8.06–12.14"
     assert say.published(numbers(3.21, 3.21)) == "3.21"
     assert say.published([]) == ""
-
-
-def test_what_it_would_take() -> None:
-    open_ = Verdict(Kind.UNDECIDED, "", 39.0)
-    assert say.reason(open_, 5) == "about 39 seeds would decide"
-    assert say.reason(open_, 3) == "3 of at least 5 seeds; about 39 would decide"
-    assert say.reason(Verdict(Kind.UNDECIDED, "", math.inf), 1) == "1 of at least 5 seeds"
-    assert "no number of seeds" in say.reason(Verdict(Kind.UNDECIDED, "", math.inf), 9)
-    assert say.reason(Verdict(Kind.CONTRADICTED, "not better", None), 9) == "not better"
-
-
-def test_every_verdict_has_a_mark_of_its_own_and_a_meaning() -> None:
-    assert len(set(say.MARKS.values())) == len(Kind) == len(say.MEANINGS)

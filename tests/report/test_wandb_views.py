@@ -40,7 +40,7 @@ def test_a_report_says_question_verdicts_and_numbers(ddpm: Judged) -> None:
     assert found.title == "DDPM on CIFAR-10 (small)"
     assert ddpm.table.question in text
     assert "| measured | n | change | article | published |" in text
-    assert "◐ direction only" in text or "✓ reproduced" in text
+    assert "✓ seen in the stand-in" in text
     assert "emabench table ddpm_cifar10" in text
     assert "ddpm_cifar10" in text.partition("runSets")[2]
 

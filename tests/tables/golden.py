@@ -255,7 +255,7 @@ def target_networks() -> tuple[spec.Table, dict[str, dict[int, Run | None]]]:
     along = ["m9", "m99", "m999"]
     table = spec.Table.model_validate(
         {
-            "name": "t", "title": "T", "section": "16.2", "question": "?", "task": "moco", "seeds": 6,
+            "name": "t", "title": "T", "section": "16.2", "question": "?", "task": "moco", "seeds": {"first": 0, "looks": [8]},
             "metrics": {"top1": {"label": "top-1", "better": "higher"}},
             "arms": {key: [f"ema.decay={decay or 0}"] for key, (decay, _) in truth.items()},
             "rows": rows,
@@ -263,7 +263,7 @@ def target_networks() -> tuple[spec.Table, dict[str, dict[int, Run | None]]]:
         }
     )  # fmt: skip
     rng = np.random.default_rng(4)
-    own = rng.normal(0, 2, 6)
+    own = rng.normal(0, 2, 8)
     runs: dict[str, dict[int, Run | None]] = {
         key: {
             seed: Run(
@@ -274,7 +274,7 @@ def target_networks() -> tuple[spec.Table, dict[str, dict[int, Run | None]]]:
                     seed=seed,
                 )
             )
-            for seed in range(6)
+            for seed in range(8)
         }
         for key, (_, mean) in truth.items()
     }

@@ -65,7 +65,7 @@ def test_every_table_is_sound(name: str) -> None:
     for arm in table.arms:
         for scale in ("smoke", "small", "paper"):
             assert table.words(arm, scale)[:2] == [f"task={table.task}", f"scale={scale}"]
-            assert table.seed_count(scale) >= 1
+            assert table.plan(scale).looks
     for key in table.rows:
         assert all(table.average(key, scale) for scale in ("smoke", "small", "paper"))
 
@@ -97,7 +97,8 @@ def test_values_by_scale(tmp_path: Path) -> None:
         "ema.decay=[0.9,0.99]",
         "schedule.name=linear",
     ]
-    assert (table.seed_count("small"), table.seed_count("paper")) == (5, 3)
+    assert (table.plan("small").looks, table.plan("paper").looks) == ((5,), (3,))
+    assert table.plan("small").first == 100, "seeds below are for trying out"
 
 
 def test_changes_come_from_numbers_of_one_source(tmp_path: Path) -> None:
@@ -143,12 +144,14 @@ def test_amounts() -> None:
         ({"rows.ema.published.0.source": "somone"}, "rows.ema.published.source=somone"),
         ({"sources.someone.mark": "M"}, "sources.someone.mark=M"),
         ({"rows.ema.average": {"small": "ema_0.9"}}, "rows.ema.average: name one for small and one for paper"),
-        ({"seeds": 0}, "seeds=0"),
+        ({"seeds": 0}, "seeds.looks.0=0"),
         ({"metrics": {}}, "metrics"),
         ({"claims.0": {"type": "gain", "text": "", "metric": "fid", "row": "ema", "over": "raw", "article": "-38%", "tolerance": 0.1}}, "all in per cent, or all in the metric's unit"),
         ({"claims.0": {"type": "gain", "text": "", "metric": "fid", "row": "ema", "over": "raw", "article": "a lot", "tolerance": "1%"}}, "neither a number nor a percentage"),
         ({"claims.0": {"type": "optimum", "text": "", "metric": "fid", "along": ["raw", "ema", "raw"], "article": ["raw"]}}, "'raw' is not inside along"),
-        ({"claims.0": {"type": "steps", "text": "", "metric": "fid", "row": "ema", "over": "raw", "article": "-6%", "tolerance": "1%"}}, "takes one of target and target_row"),
+        ({"claims.0": {"type": "steps", "text": "", "metric": "fid", "row": "ema", "over": "raw", "article": "-6%", "tolerance": "1%"}}, "target: is missing"),
+        ({"seeds": {"first": 100, "looks": [11, 8]}}, "write each number of seeds once, rising"),
+        ({"control": "betr"}, "control.claim=betr: there is no such claim; did you mean 'better'?"),
     ],
 )  # fmt: skip
 def test_mistakes_are_said_with_file_and_key(tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -10,125 +10,119 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from emabench.tables import statistics as ours
-from emabench.tables.statistics import Above, AllOf, AnyOf, Statement, below, holm
-
-SAMPLES = [
-    [0.3, -0.1, 0.4, 0.2, 0.7],
-    [5.0, 5.1, 4.9, 5.2, 5.05, 4.97],
-    [-1.0, 2.0, -3.0, 4.0, 0.5, 0.1, -0.2],
-    [1e-5, 2e-5, -1e-5, 3e-5],
-]
+from emabench.tables.boundary import at_least, at_most, required, tail
+from emabench.tables.statistics import AllOf, AnyOf, Family, MostlyThis, Statement, holm
+from emabench.tables.statistics import Most as Majority
 
 
-@pytest.mark.parametrize("x", SAMPLES)
-@pytest.mark.parametrize("threshold", [0.0, 0.15, -2.0])
-def test_t_test_and_interval_are_scipys(x: list[float], threshold: float) -> None:
-    theirs = stats.ttest_1samp(x, threshold, alternative="greater")
-    assert ours.t_above(x, threshold) == pytest.approx(theirs.pvalue, rel=1e-9)
+def most(hits: int, n: int, looks: tuple[int, ...] | None = None) -> Majority:
+    return Majority([True] * hits + [False] * (n - hits), looks or (n,))
+
+
+# -- how many seeds have to agree --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 5, 8, 11, 20, 40])
+@pytest.mark.parametrize("level", [0.05, 0.05 / 6, 0.001])
+def test_a_single_look_is_the_sign_test(n: int, level: float) -> None:
+    (needed,) = required(level, 1, (n,))
+    assert needed == int(stats.binom.isf(level, n, 0.5)) + 1
+    assert tail(needed, n) == pytest.approx(stats.binom.sf(needed - 1, n, 0.5))
+
+
+def crossing(looks: tuple[int, ...], needed: tuple[int, ...]) -> float:
+    """The chance that fair coins pass at any look, over all sequences of them."""
+    passed = 0
+    for coins in itertools.product((0, 1), repeat=looks[-1]):
+        passed += any(sum(coins[:n]) >= k for n, k in zip(looks, needed, strict=True))
+    return passed / 2 ** looks[-1]
+
+
+@pytest.mark.parametrize("looks", [(5, 8, 11), (6, 7, 8, 9, 10, 11, 12), (4, 12)])
+@pytest.mark.parametrize("left", [1, 3, 6])
+def test_several_looks_share_one_level(looks: tuple[int, ...], left: int) -> None:
+    needed = required(0.05, left, looks)
+    assert crossing(looks, needed) <= 0.05 / left
+    for i in range(
+        len(looks)
+    ):  # and no single requirement could be lower at the last look without exceeding it
+        if i == len(looks) - 1 and needed[i] > required(0.05, max(1, left - 1), looks)[i]:
+            lower = (*needed[:i], needed[i] - 1)
+            assert crossing(looks, lower) > 0.05 / left
+
+
+def test_what_passes_beside_many_claims_passes_beside_fewer() -> None:
+    for looks in ((8, 11, 14, 17, 20), (11,), tuple(range(5, 31))):
+        rows = [required(0.04, left, looks) for left in range(1, 30)]
+        assert all(
+            a <= b for fewer, more in itertools.pairwise(rows) for a, b in zip(fewer, more, strict=True)
+        )
+
+
+def test_too_few_seeds_decide_nothing() -> None:
+    # Of six claims 2^-7 < 5 %/6 < 2^-6: seven seeds that all agree are the first to pass.
+    assert [most(n, n).shown(0.05, 6) for n in (5, 6, 7, 8)] == [False, False, True, True]
+
+
+def test_shares_have_exact_intervals() -> None:
+    for hits, n in ((8, 8), (5, 11), (0, 8), (10, 11)):
+        theirs = stats.binomtest(hits, n, alternative="greater").proportion_ci(0.95, "exact")
+        assert at_least(hits, n) == pytest.approx(theirs.low)
+        theirs = stats.binomtest(hits, n, alternative="less").proportion_ci(0.95, "exact")
+        assert at_most(hits, n) == pytest.approx(theirs.high)
+    assert at_least(8, 8) == pytest.approx(0.05 ** (1 / 8))
+
+
+def test_once_shown_stays_shown() -> None:
+    hits = [True] * 8 + [False] * 12
+    assert Majority(hits[:8], (8, 20)).shown(0.05, 1)
+    assert Majority(hits, (8, 20)).shown(0.05, 1), "later seeds do not take a verdict back"
+    assert not Majority(hits, (20,)).shown(0.05, 1)
+    assert not Majority(hits[:7], (8, 20)).shown(0.05, 1), "between looks nothing is decided"
+    assert not Majority([False] * 20 + [True] * 30, (8, 20)).shown(0.05, 1), "nor by seeds beyond the last"
+
+
+def test_of_discordant_seeds() -> None:
+    this, other = [True] * 8 + [False] * 3, [False] * 11
+    statement = MostlyThis(this, other, (11,))
+    p = stats.binomtest(8, 8, alternative="greater").pvalue
+    assert statement.shown(p) and not statement.shown(p * 0.99)
+    both = MostlyThis([True] * 11, [True] * 11, (11,))
+    assert not both.shown(0.5), "seeds in which both happen say nothing"
+
+
+@pytest.mark.parametrize(("hits", "n"), [(8, 10), (6, 8), (9, 14)])
+def test_seeds_that_would_decide(hits: int, n: int) -> None:
+    level = 0.05 / 6
+    assert not most(hits, n).shown(level)
+    seeds = int(most(hits, n).seeds(level))
+    assert seeds > n and tail(math.floor(hits / n * seeds + 1e-9), seeds) <= level
+    assert all(tail(math.floor(hits / n * k + 1e-9), k) > level for k in range(n + 1, seeds))
+    assert most(5, 10).seeds(level) == math.inf and most(3, 10).seeds(level) == math.inf
+
+
+# -- the reader's means ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("x", [[0.3, -0.1, 0.4, 0.2, 0.7], [5.0, 5.1, 4.9], [-1.0, 2.0, -3.0, 4.0, 0.5]])
+def test_interval_is_scipys(x: list[float]) -> None:
     interval = stats.ttest_1samp(x, 0).confidence_interval(0.95)
-    found = ours.estimate(x)
-    assert found
-    assert (found.mean, found.low, found.high, found.n) == (
-        pytest.approx(np.mean(x)),
-        pytest.approx(interval.low),
-        pytest.approx(interval.high),
-        len(x),
-    )
-
-
-@pytest.mark.parametrize("x", SAMPLES)
-def test_sign_flip_is_scipys_permutation_test(x: list[float]) -> None:
-    theirs = stats.permutation_test(
-        (x, np.zeros(len(x))),
-        lambda a, b: np.mean(a - b),
-        permutation_type="samples",
-        alternative="greater",
-        n_resamples=np.inf,
-    )
-    assert ours.sign_flip_above(x) == pytest.approx(theirs.pvalue)
-
-
-def test_sign_flip_counts_ties_as_the_observed() -> None:
-    assert ours.sign_flip_above([1.0, 1.0, 1.0, 1.0, 1.0]) == 1 / 32
-    assert ours.sign_flip_above([0.0, 0.0, 0.0]) == 1.0
-    x = [0.2, -0.1, 0.4]
-    sums = [
-        sum(s * v for s, v in zip(signs, x, strict=True)) for signs in itertools.product((1, -1), repeat=3)
-    ]
-    assert ours.sign_flip_above(x) == pytest.approx(sum(each >= sum(x) - 1e-12 for each in sums) / 8)
-
-
-def test_nothing_is_shown_by_fewer_than_five_seeds() -> None:
-    clear = [1.0, 1.001, 0.999, 1.0005, 0.9995]
-    for n in range(1, ours.FEWEST):
-        assert ours.p_above(clear[:n]) > ours.ALPHA
-    assert ours.p_above(clear) < 1e-6
-
-
-def test_the_exact_test_holds_the_t_test_back() -> None:
-    # The t-test alone would call this: four large and alike, one slightly below.
-    x = [1.0, 1.0, 1.0, 1.0, -0.05]
-    assert ours.t_above(x) < 0.05
-    assert ours.p_above(x) == pytest.approx(2 / 32)
-
-
-def test_the_same_number_every_time() -> None:
-    assert ours.t_above([0.5] * 5) == 0.0
-    assert ours.t_above([0.5] * 5, 0.5) == 1.0
-    assert ours.t_above([-0.5] * 5) == 1.0
-    assert ours.seeds_for([0.5] * 5, 0.0, 0.01) == ours.FEWEST
-
-
-def test_one_value_has_no_interval_and_none_no_estimate() -> None:
+    mean = ours.estimate(x)
+    assert mean and mean.mean == pytest.approx(np.mean(x)) and mean.n == len(x)
+    assert (mean.low, mean.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert ours.estimate([3.0]) == ours.Estimate(3.0, None, None, 1)
     assert ours.estimate([]) is None
-    assert ours.t_above([3.0]) == 1.0
 
 
-@pytest.mark.parametrize(("effect", "level"), [(0.5, 0.025), (1.0, 0.005), (2.0, 0.01), (0.2, 0.05)])
-def test_seeds_for_reach_the_power(effect: float, level: float) -> None:
-    x = np.array([-1.0, 1.0, -0.5, 0.5, 0.2, -0.2])
-    x = x / x.std(ddof=1) + effect
-    n = int(ours.seeds_for(x.tolist(), 0.0, level))
-
-    def power(n: int) -> float:
-        return 1 - stats.nct.cdf(stats.t.ppf(1 - level, n - 1), n - 1, effect * math.sqrt(n))
-
-    assert power(n) >= ours.POWER - 1e-9
-    assert n == ours.FEWEST or power(n - 1) < ours.POWER
-    drawn = np.random.default_rng(1).normal(effect, 1, (4000, n))
-    t = drawn.mean(axis=1) / drawn.std(axis=1, ddof=1) * math.sqrt(n)
-    assert np.mean(t > stats.t.ppf(1 - level, n - 1)) > ours.POWER - 0.03
-
-
-def test_seeds_for_what_is_not_there() -> None:
-    assert ours.seeds_for([-0.1, -0.2, -0.3], 0.0, 0.05) == math.inf
-    assert ours.seeds_for([1.0, -1.0, 0.001], 0.0, 0.05) == math.inf, "more than are worth naming"
-    assert ours.seeds_for([1.0], 0.0, 0.05) == math.inf
-
-
-def test_bootstrap_is_seeded_and_covers() -> None:
-    x = SAMPLES[1]
-    assert ours.bootstrap(x) == ours.bootstrap(x)
-    rng = np.random.default_rng(0)
-    drawn = [ours.bootstrap(rng.exponential(1, 8).tolist(), draws=400) for _ in range(300)]
-    covered = np.mean(
-        [e.low <= 1.0 <= e.high for e in drawn if e and e.low is not None and e.high is not None]
-    )
-    assert 0.9 < covered <= 1.0
-    found = ours.bootstrap([2.0, 2.1, 1.9])
-    assert found == ours.estimate([2.0, 2.1, 1.9]), "too few for a bootstrap"
+# -- one error rate for a table ----------------------------------------------------------------------------------
 
 
 class P(Statement):
     def __init__(self, p: float) -> None:
         self.p = p
 
-
-def shown(sides: list[list[float]]) -> list[list[bool]]:
-    statements = [[P(p) for p in side] for side in sides]
-    found = holm(statements)
-    return [[s in found for s in side] for side in statements]
+    def shown(self, level: float, left: int = 1) -> bool:
+        return self.p <= level / left
 
 
 def plain_holm(ps: list[float]) -> list[bool]:
@@ -144,43 +138,43 @@ def plain_holm(ps: list[float]) -> list[bool]:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_of_single_statements_is_holm(ps: list[float]) -> None:
-    assert [side[0] for side in shown([[p] for p in ps])] == plain_holm(ps)
+    statements = [P(p) for p in ps]
+    shown = holm([Family({s: 1.0}, [[s]]) for s in statements])
+    assert [s in shown for s in statements] == plain_holm(ps)
 
 
-def test_a_side_is_tested_in_order_and_passes_its_level_on_only_when_done() -> None:
-    assert shown([[0.01, 0.6, 0.001]]) == [[True, False, False]], "what comes after a gap is not shown"
-    assert shown([[0.001], [0.04]]) == [[True], [True]], "the first side is done: 0.04 has all of 5 %"
-    assert shown([[0.001, 0.9], [0.04]]) == [[True, False], [False]], "it is not done: 0.04 has 2.5 %"
-    assert shown([]) == []
+def test_a_family_passes_its_level_on_when_it_is_settled() -> None:
+    some, size, other = P(0.001), P(0.9), P(0.04)
+    assert other in holm([Family({some: 1.0}, [[some]]), Family({other: 1.0}, [[other]])])
+    assert other not in holm([Family({some: 1.0, size: 1.0}, [[size]]), Family({other: 1.0}, [[other]])])
+    assert other not in holm([Family(), Family({other: 1.0}, [[other]])]), "a claim not run keeps its level"
+    half = P(0.04)
+    assert half not in holm([Family({half: 0.5}, [[half]])])
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000))
 def test_holm_shows_no_more_when_a_p_rises(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    sides = [(rng.random(rng.integers(1, 4)) ** 4).tolist() for _ in range(5)]
-    before = shown(sides)
+    ps = [(rng.random(rng.integers(1, 4)) ** 4).tolist() for _ in range(5)]
+
+    def shown(ps: list[list[float]]) -> list[bool]:
+        statements = [[P(p) for p in each] for each in ps]
+        result = holm([Family(dict.fromkeys(each, 1.0), [[s] for s in each]) for each in statements])
+        return [s in result for each in statements for s in each]
+
+    before = shown(ps)
     i = int(rng.integers(5))
-    sides[i] = [min(1.0, 3 * p) for p in sides[i]]
-    after = shown(sides)
-    assert all(
-        b or not a
-        for a_side, b_side in zip(after, before, strict=True)
-        for a, b in zip(a_side, b_side, strict=True)
-    )
+    ps[i] = [min(1.0, 3 * p) for p in ps[i]]
+    # Of the family itself: what is settled is tested no further, so another of its statements may now be reached.
+    sizes = [len(each) for each in ps]
+    outside = [k != i for k, size in enumerate(sizes) for _ in range(size)]
+    assert all(b or not a or not o for a, b, o in zip(shown(ps), before, outside, strict=True))
 
 
 def test_all_and_any() -> None:
-    a, b = Above([1.0, 1.1, 0.9, 1.0, 1.05]), Above([0.1, -0.2, 0.3, 0.1, 0.4])
-    assert AllOf([a, b]).p == b.p
-    assert AnyOf([a, b]).p == pytest.approx(2 * a.p)
-    assert AllOf([a, b]).seeds(0.01) == b.seeds(0.01)
-    assert AnyOf([a, b]).seeds(0.01) == a.seeds(0.005)
-    assert below([1.0, 2.0, 3.0], 4.0).p == Above([-1.0, -2.0, -3.0], -4.0).p
-
-
-def test_what_is_not_shown_takes_more_seeds_than_there_are() -> None:
-    here, there = [1.0] * 3 + [0.0] * 9, [1.0] * 9 + [0.0] * 3
-    rarer = ours.Rarer(here, there)
-    assert rarer.p > 0.0125
-    assert rarer.seeds(0.0125) > 12
+    many, few = most(11, 11), most(7, 11)
+    assert not AllOf([many, few]).shown(0.05) and AnyOf([many, few]).shown(0.05)
+    just = most(8, 8)
+    assert just.shown(1 / 256) and not AnyOf([just, few]).shown(1 / 256), "one of two has half the level"
+    assert AllOf([many, few]).seeds(0.01) == few.seeds(0.01)

@@ -6,10 +6,10 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from emabench.tables.band import within
-from emabench.tables.claim import Pair, Rows, Values
+from emabench.tables.band import band_words, within
+from emabench.tables.claim import Measured, Pair, Rows
 from emabench.tables.parts import OneAmount, Range, check_units
-from emabench.tables.verdict import Effect, PreparedClaim
+from emabench.tables.verdict import PreparedClaim
 
 
 class Gain(Pair):
@@ -28,7 +28,16 @@ class Gain(Pair):
     def only_at_paper_scale(self) -> bool:
         return not self.tolerance.relative
 
-    def prepare(self, values: Values, rows: Rows) -> PreparedClaim:
+    def estimand(self, label: str, rows: Rows) -> str:
+        bands = band_words(self.expectations(rows), self.tolerance, change=True)
+        change = "relative change" if self.tolerance.relative else "change"
+        return (
+            f"in a typical (median) seed, the {change} of {self.called(label)} from {rows[self.over].label} to "
+            f"{rows[self.row].label} is {bands}"
+        )
+
+    def prepare(self, measured: Measured) -> PreparedClaim:
         relative = self.tolerance.relative
-        x = values.changes(self.row, self.over, relative)
-        return within(x, Effect("", x, relative), self.expectations(rows), self.tolerance, change=True)
+        x = measured.changes(self.row, self.over, relative)
+        expected = within(measured, x, self.expectations(measured.rows), self.tolerance, change=True)
+        return PreparedClaim([measured.effect(self.row, self.over, relative, named=False)], expected)

@@ -3,88 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal, Self
 
 from pydantic import model_validator
 
-from emabench.tables.band import within
-from emabench.tables.claim import Pair, Rows, Unfit, Values
-from emabench.tables.parts import OneAmount, Range, Scale, check_units
+from emabench.tables.band import band_words, within
+from emabench.tables.claim import Measured, Pair, Rows, Track, Unfit
+from emabench.tables.parts import OneAmount, Range, Scale, at_scale, check_units
 from emabench.tables.verdict import Effect, PreparedClaim
 
 
 class StepsToTarget(Pair):
-    """`row` reaches a value of the metric in so many per cent fewer or more steps than `over`."""
+    """`row` reaches a value of the metric in so many per cent fewer or more steps than `over`.
+
+    The target is fixed beforehand: one that is taken from the runs themselves would favour a row.
+    """
 
     type: Literal["steps"]
-    target: float | dict[Scale, float] | None = None
-    target_row: str | None = None  # instead: the mean final value of this row
+    target: float | dict[Scale, float]
     article: Range | None = None
     literature: Range | None = None
     tolerance: OneAmount
 
-    def rows(self) -> list[str]:
-        return [self.row, self.over, *([self.target_row] if self.target_row else [])]
-
     @model_validator(mode="after")
-    def _relative_and_one_target(self) -> Self:
+    def _relative(self) -> Self:
         check_units(self.tolerance, self.article, self.literature)
         if not self.tolerance.relative:
             raise ValueError(
                 "steps are compared by their ratio; write article, literature and tolerance in per cent"
             )
-        if (self.target is None) == (self.target_row is None):
-            raise ValueError("takes one of target and target_row")
         return self
 
-    def prepare(self, values: Values, rows: Rows) -> PreparedClaim:
-        target = values.target
+    def estimand(self, label: str, rows: Rows) -> str:
+        bands = band_words(self.expectations(rows), self.tolerance, change=True)
+        return (
+            f"in a typical (median) seed, the relative change in steps to the target of {self.called(label)} from "
+            f"{rows[self.over].label} to {rows[self.row].label} is {bands}; a row that never gets there is last"
+        )
+
+    def prepare(self, measured: Measured) -> PreparedClaim:
+        target = at_scale(self.target, measured.scale)
         if target is None:
             raise Unfit("there is no target at this scale")
-        pair = (self.row, self.over)
-        seeds = sorted(set(values.tracks.get(self.row, {})) & set(values.tracks.get(self.over, {})))
-        if not seeds:
-            raise Unfit("the runs were not measured along the way; set evaluate.every")
-        x, missed = [], dict.fromkeys(pair, 0)
-        for seed in seeds:
-            reached = [_first(values.tracks[row][seed], target, values.higher) for row in pair]
-            if reached == [None, None]:
-                raise Unfit(
-                    f"seed {seed} reaches the target of {target:.4g} in neither row: train longer, or set it lower"
-                )
-            for row, step in zip(pair, reached, strict=True):
-                missed[row] += step is None
-                if step == values.tracks[row][seed][0][0]:
-                    raise Unfit(
-                        f"{rows[row].label} is past the target of {target:.4g} when first measured (seed {seed}): "
-                        "when it got there is not known"
-                    )
-            # Never reached counts as reached at the last measurement, which is a bound.
-            last = max(values.tracks[row][seed][-1][0] for row in pair)
-            steps, base = (last if step is None else step for step in reached)
-            x.append(math.log(steps / base))
+        x, never = [], 0
+        for seed in measured.seeds:
+            row, over = (self._reached(measured, key, seed, target) for key in (self.row, self.over))
+            never += row is None or over is None
+            if row is None and over is None:
+                x.append(math.nan)
+            elif row is None or over is None:
+                x.append(math.inf if row is None else -math.inf)
+            else:
+                x.append(math.log(row / over))
+        rows = measured.rows
         what = f"steps to {target:.4g}, {rows[self.row].label} over {rows[self.over].label}"
-        if all(missed.values()):
+        if never:
+            what += f" (in {never} of {len(x)} seeds one or both never reached it)"
+        effect = Effect(what, x, relative=True, higher=False, seeds=measured.seeds)
+        expected = within(measured, x, self.expectations(rows), self.tolerance, change=True)
+        return PreparedClaim([effect], expected)
+
+    def _reached(self, measured: Measured, row: str, seed: int, target: float) -> int | None:
+        """The first step at which the target is reached; None for never, or for a run that diverged."""
+        if measured.diverged[row][seed]:
+            return None
+        track: Track = measured.tracks.get(row, {}).get(seed, ())
+        if len(track) < 2:
+            raise Unfit("the runs were not measured along the way; set evaluate.every")
+        step = next((s for s, v in track if (v >= target if measured.higher else v <= target)), None)
+        if step == track[0][0]:
             raise Unfit(
-                "some seeds reach the target in the one row alone, some in the other: train longer, or set it lower"
+                f"{measured.rows[row].label} is past the target of {target:.4g} when first measured (seed {seed}): "
+                "when it got there is not known"
             )
-        if never := sum(missed.values()):
-            what += f" ({never} of {len(seeds)} seeds never reached it)"
-        effect = Effect(what, x, relative=True)
-        prepared = within(x, effect, self.expectations(rows), self.tolerance, change=True)
-        if not never:
-            return prepared
-        # The row is later than it seems, or the other is: only what is shown on that side is shown.
-        sure = set(prepared.sides[0 if missed[self.row] else 1])
-        outcomes = {
-            who: [outcome for outcome in possible if all(statement in sure for statement in outcome.shown)]
-            for who, possible in prepared.outcomes.items()
-        }
-        return replace(prepared, outcomes=outcomes)
-
-
-def _first(track: Sequence[tuple[int, float]], target: float, higher: bool) -> int | None:
-    """The first step at which the target is reached."""
-    return next((step for step, value in track if (value >= target if higher else value <= target)), None)
+        return step

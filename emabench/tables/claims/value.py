@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from emabench.tables.band import within
-from emabench.tables.claim import Claim, Rows, Values
+from emabench.tables.band import band_words, within
+from emabench.tables.claim import Claim, Measured, Rows
 from emabench.tables.parts import Amount, OneAmount
 from emabench.tables.verdict import Effect, PreparedClaim
 
@@ -33,12 +34,21 @@ class Value(Claim):
     def only_at_paper_scale(self) -> bool:
         return True
 
-    def prepare(self, values: Values, rows: Rows) -> PreparedClaim:
-        numbers = values.by_row[self.row]
-        x = [numbers[seed] for seed in sorted(numbers)]
-        expected, tolerance = self.expectations(rows), self.tolerance
-        if tolerance.relative:
-            largest = max((abs(end.value) for ends in expected.values() for end in ends), default=0.0)
-            tolerance = Amount(tolerance.value * largest, relative=False)
-        effect = Effect(rows[self.row].label, x, relative=False)
-        return within(x, effect, expected, tolerance, change=False)
+    def estimand(self, label: str, rows: Rows) -> str:
+        bands = band_words(self.expectations(rows), self._absolute(rows), change=False)
+        return f"in a typical (median) seed, {self.called(label)} of {rows[self.row].label} is {bands}"
+
+    def prepare(self, measured: Measured) -> PreparedClaim:
+        worst = -math.inf if measured.higher else math.inf
+        values = [measured.values[self.row][seed] for seed in measured.seeds]
+        x = [worst if value is None else value for value in values]
+        expected, rows = self.expectations(measured.rows), measured.rows
+        effect = Effect(rows[self.row].label, x, relative=False, seeds=measured.seeds)
+        return PreparedClaim([effect], within(measured, x, expected, self._absolute(rows), change=False))
+
+    def _absolute(self, rows: Rows) -> Amount:
+        """The tolerance in the metric's unit."""
+        if not self.tolerance.relative:
+            return self.tolerance
+        ends = [abs(end.value) for band in self.expectations(rows).values() for end in band]
+        return Amount(self.tolerance.value * max(ends, default=0.0), relative=False)
