@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from emabench.launch.plan import has_gpu_driver
+
 RUN = """
 import json, sys
 from emabench.cli import main
@@ -78,3 +80,23 @@ def test_words_are_answered_without_the_libraries_that_read_them(words: list[str
     statuses, modules = imported(tmp_path, words)
     assert statuses == [0 if words[-1] == "--help" else 2]
     assert not modules & {"hydra", "omegaconf", "pydantic", "rich", "numpy", "torch"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["task=ddpm", "devices=2", "batch_size=3"],
+        ["task=quadratic", "devices=2"],
+        ["task=quadratic", "scale=smoke", "device=cuda"],
+        ["task=quadratic", "precision=fp16"],
+        ["task=moco", "task.queue=large"],
+    ],
+)
+def test_what_the_configuration_alone_shows_is_known_before_torch_is_imported(
+    words: list[str], tmp_path: Path
+) -> None:
+    if "device=cuda" in words and has_gpu_driver():
+        pytest.skip("this machine has a GPU driver")
+    statuses, modules = imported(tmp_path, words)
+    assert statuses == [2]
+    assert "torch" not in modules

@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> int:
         return show_configuration(overrides)
     config = configuration(overrides)
 
-    from emabench.launch.plan import found
+    from emabench.launch.plan import check_device, found
 
     before = None if config.rerun else found(config)
     done = before is not None and before.result.status != "failed"
@@ -55,6 +55,8 @@ def main(words: Sequence[str]) -> int:
     if before is not None and done and os.environ.get("WORLD_SIZE", "1") == "1":
         result = before.result
     else:
+        check_device(config)
+
         from emabench.training.start import run
 
         result = run(config)

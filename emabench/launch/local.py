@@ -19,7 +19,7 @@ from rich.console import Console
 
 from emabench.config import Config
 from emabench.errors import DONE, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
-from emabench.launch.plan import check, found
+from emabench.launch.plan import check, check_device, found, has_gpu_driver
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory
 from emabench.training.interruption import StopRequest, stop_requests
@@ -56,9 +56,13 @@ def run_missing(configs: Sequence[Config], jobs: int = 1, names: Mapping[Path, s
     todo = [config for config in todo if config not in going]
     if not todo:
         return
+    for config in todo:
+        check_device(config)
     check(todo)
     done = len({c.directory() for c in configs}) - len(todo) - len(going)
-    console.print(f"{len(todo)} runs to do, {done} done before", highlight=False)
+    console.print(
+        f"{len(todo)} run{'' if len(todo) == 1 else 's'} to do, {done} done before", highlight=False
+    )
     with stop_requests() as stop:
         if jobs == 1:
             _in_turn(todo, console, stop)
@@ -78,7 +82,10 @@ def _in_turn(todo: list[Config], console: Console, stop: StopRequest) -> None:
         except (RunFailed, UserError) as error:
             console.print(f"emabench: {error}", highlight=False, markup=False, soft_wrap=True)
         left = (time.monotonic() - began) / number * (len(todo) - number) / 60
-        console.print(f"{number} of {len(todo)} runs done, about {left:.0f} min left", highlight=False)
+        console.print(
+            f"{number} of {len(todo)} run{'' if len(todo) == 1 else 's'} done, about {left:.0f} min left",
+            highlight=False,
+        )
 
 
 class Watch:
@@ -118,7 +125,7 @@ class Watch:
         self.bars.update(self.all, completed=self.count)
         self.bars.remove_task(self.bar.pop(config.directory()))
         left = (time.monotonic() - self.began) / self.count * (self.total - self.count) / 60
-        words = f"{self.count} of {self.total} runs done, about {left:.0f} min left"
+        words = f"{self.count} of {self.total} run{'' if self.total == 1 else 's'} done, about {left:.0f} min left"
         if failed := status not in (DONE, INTERRUPTED):
             how = f"{signal.Signals(-status).name}, " if status < 0 else ""  # SIGKILL: out of memory, mostly
             why = why or last_words(config.directory())
@@ -193,6 +200,9 @@ def _start(config: Config, environment: dict[str, str]) -> subprocess.Popen[byte
 
 def _gpus() -> list[str]:
     """The CUDA devices that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    if not has_gpu_driver():
+        return []
+
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

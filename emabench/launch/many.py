@@ -123,7 +123,7 @@ def carry_out(name: str, runs: Mapping[str, Config], options: Options, command: 
         sent = slurm.submit(name, configs, profile, options.counts.get("runs_per_job", 1))
         jobs = len(set(sent))
         named = f" in {jobs} job{'s' if jobs > 1 else ''} named {sent[0].name}" if sent else ""
-        print(f"submitted {len(sent)} of {len(configs)} runs{named}")
+        print(f"submitted {len(sent)} of {len(configs)} run{'' if len(configs) == 1 else 's'}{named}")
         if len(sent) < len(configs):
             print("what was not is finished, in the queue or running already")
             ending = sum(at.state == "completing" for at in status.standings(runs).values())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from emabench import tasks
 from emabench.config import Config, checked
 from emabench.data import catalog, text
-from emabench.errors import RunFailed
+from emabench.errors import RunFailed, UserError
 from emabench.runs.result import DamagedResult
 from emabench.tables.gather import Run, read_run_of
 
@@ -19,6 +21,25 @@ def found(config: Config) -> Run | None:
         return read_run_of(config.directory())
     except DamagedResult as error:
         raise RunFailed(f"{error}; remove it, and the same command measures the run again") from error
+
+
+def has_gpu_driver() -> bool:
+    """Whether this machine has a driver that torch's `cuda` devices need; found out without importing torch."""
+    if Path("/dev/kfd").exists():  # AMD's
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def check_device(config: Config) -> None:
+    """Raises UserError for `device=cuda` where there is no driver for it."""
+    if config.device.startswith("cuda") and not has_gpu_driver():
+        raise UserError(
+            f"device={config.device}: this machine has no CUDA driver; use device=auto or device=cpu"
+        )
 
 
 def check(configs: Iterable[Config]) -> None:

@@ -119,7 +119,8 @@ class Task(base.Task):
         self.check(options, context.batch_size)
         self.data = _Folders(options, context) if options.data == "imagenet" else _InMemory(options, context)
         self.model = Encoder(options, self.data.channels).to(context.device)
-        assert context.decay is not None, "moco needs a target network: ema.active=true"
+        if context.decay is None:
+            raise UserError("ema.active=false: task moco trains with a target network; leave it true")
         # Batch-norm statistics of the keys are the key encoder's own, as in MoCo's code.
         self.target = TargetNetwork(self.model, EMA(decay=context.decay), buffers="own", check_finite=False)
         # Batch statistics of the queries are each process's own, as in MoCo's code.

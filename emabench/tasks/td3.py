@@ -99,8 +99,14 @@ class Env:
         self.name = name
         self.env, self.limit = _make_env(name, extra_steps)
         actions, observations = self.env.action_space, self.env.observation_space
-        assert isinstance(actions, gym.spaces.Box)
-        assert isinstance(observations, gym.spaces.Box)
+        boxes = isinstance(actions, gym.spaces.Box) and isinstance(observations, gym.spaces.Box)
+        if not boxes or {len(space.shape or ()) for space in (actions, observations)} != {1}:
+            raise UserError(
+                f"task.environment={name}: TD3 needs continuous actions and observations, each a vector"
+            )
+        assert isinstance(actions, gym.spaces.Box) and isinstance(
+            observations, gym.spaces.Box
+        )  # for the types
         self.action_dim, self.observation_dim = actions.shape[0], observations.shape[0]
         self._bias, self._scale = (actions.high + actions.low) / 2, (actions.high - actions.low) / 2
         self.observation = np.empty(0, np.float32)
@@ -189,7 +195,8 @@ class Task(base.Task):
         self.agent = Agent(self.train_env.observation_dim, self.train_env.action_dim, options.hidden).to(
             context.device
         )
-        assert context.decay is not None, "td3 needs a target network: ema.active=true"
+        if context.decay is None:
+            raise UserError("ema.active=false: task td3 trains with target networks; leave it true")
         # A diverging run is detected by its loss; a target that raises would turn it into a failure.
         self.target = TargetNetwork(self.agent, EMA(decay=context.decay), check_finite=False)
         self.critic_optimizer = context.optimizer(self.agent.critics.parameters())

@@ -465,7 +465,7 @@ def test_a_results_directory_can_be_moved(
     assert main(["export", str(directory.path), "average=raw", "device=cpu"]) == DONE
     assert main(["compare", str(directory.path)]) == DONE
     assert main(["report", f"results_dir={here}"]) == DONE
-    assert "1 runs" in capsys.readouterr().out
+    assert "1 run\n" in capsys.readouterr().out
     assert not there.exists()
 
 
@@ -500,7 +500,7 @@ def test_a_run_of_another_version_is_refused_in_words_and_left_alone(
             run(config)
     assert main(["report", f"results_dir={tmp_path / 'results'}"]) == DONE
     said = capsys.readouterr().out
-    assert "1 runs" in said or f"not read: {file}" in said
+    assert "1 run\n" in said or f"not read: {file}" in said
     assert file.read_bytes() == before
 
 
