@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import platform
 import shutil
@@ -28,7 +29,7 @@ def main(words: Sequence[str]) -> int:
     console = Console(soft_wrap=True)
     broken = False
     sections: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("software", _software),
+        ("software", lambda: itertools.chain(_software(), _averages())),
         ("devices", _devices),
         ("data", lambda: _data(Path(config.data_dir))),
         ("places", lambda: _places(Path(config.results_dir))),
@@ -64,6 +65,16 @@ def _software() -> Iterator[Finding]:
             f"does not import beside torch {torch.__version__} ({error}). Both have to come from the same index: "
             "install torch with `uv pip install torch torchvision`, not a build ending in +cpu",
         )
+
+
+def _averages() -> Iterator[Finding]:
+    from emabench.averaging import build
+
+    try:
+        build.load()
+        yield "ok", "averages", f"updated in C, by a library in {build.folder()}"
+    except build.Unavailable as reason:
+        yield "note", "averages", f"updated by torch's own operations, more slowly: {reason}"
 
 
 def _devices() -> Iterator[Finding]:

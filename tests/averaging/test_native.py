@@ -285,3 +285,17 @@ def test_a_compiler_that_fails_is_quoted(cache, tmp_path, monkeypatch):
         assert "no space left" in str(caught[0].message)
     finally:
         native.library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("switch", "words"), [("1", "updated in C"), ("0", "switched off by EMABENCH_NATIVE=0")]
+)
+def test_doctor_tells_what_computes_the_averages(switch, words, monkeypatch):
+    if native.library() is None:
+        pytest.skip("needs a C compiler")
+    from emabench.commands import doctor
+
+    monkeypatch.setenv("EMABENCH_NATIVE", switch)
+    [(mark, what, text)] = doctor._averages()
+    assert (mark, what) == ("ok" if switch == "1" else "note", "averages")
+    assert words in text

@@ -17,12 +17,28 @@ def tiny(monkeypatch):
 
 def test_it_measures_and_writes(tiny, tmp_path, capsys):
     averaging.main(
-        ["--rounds", "2", "--model", "tiny", "--k", "1", "2", "--device", "cpu", "--out", str(tmp_path)]
+        [
+            "--rounds",
+            "2",
+            "--model",
+            "tiny",
+            "--k",
+            "1",
+            "2",
+            "--threads",
+            "1",
+            "2",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path),
+        ]
     )
     page = (tmp_path / "averaging.md").read_text()
     assert page in capsys.readouterr().out
     record = json.loads((tmp_path / "averaging.json").read_text())
-    assert {row["k"] for row in record["rows"]} == {1, 2}
+    assert {(row["k"], row["threads"]) for row in record["rows"]} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert record["machine"]["small_microseconds"] > 0
     assert set(averaging.OURS) <= {row["variant"] for row in record["rows"]}
     assert all(row["ratio"] > 0 for row in record["rows"])
     assert record["machine"]["cores"]
