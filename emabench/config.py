@@ -190,6 +190,9 @@ class Config(Section):
     averages: dict[str, dict[str, Any]] = Field(
         description="further averages by name: {swa: {kind: mean, start: 3000, every: 20}}"
     )
+    metrics: list[str] = Field(
+        [], description="further metrics by name, each a metrics/NAME.py in a folder of --path"
+    )
     snapshots: SnapshotsConfig
     evaluate: EvaluateConfig
     precision: Literal["fp32", "bf16", "fp16"] = Field(
@@ -330,7 +333,8 @@ class Config(Section):
     def origins(self) -> dict[str, str]:
         """Which parts of this run are not the package's own, and the files that they are from."""
         kinds = [("averages", kind) for kind in _kinds_in(self.averages)]
-        return plugins.origins([("tasks", self.task_name), *kinds])
+        metrics = [("metrics", name) for name in self.metrics]
+        return plugins.origins([("tasks", self.task_name), *kinds, *metrics])
 
 
 def _kinds_in(spec: Any) -> Iterator[str]:

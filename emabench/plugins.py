@@ -96,7 +96,7 @@ def get(kind: str, name: str, option: str) -> Item:
     """One thing by its name. Raises UserError, which begins with `option`, the words that asked for it."""
     found = find(kind)
     if name not in found:
-        noun = kind.rpartition("/")[2]
+        noun = kind.rpartition("/")[2].removesuffix("s")
         outside = "" if folders() else f" (your own: {OPTION} DIR or {VARIABLE})"
         raise UserError(f"{option}: there is no {noun} {name!r}{nearest(name, found)}{outside}")
     if found[name].clash:

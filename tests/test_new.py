@@ -61,6 +61,23 @@ def test_a_table_is_of_the_folders_task_or_the_one_asked_for(somewhere: Path, ca
     assert "td3_target.yaml" in capfd.readouterr().err
 
 
+def test_a_metric_runs_as_it_is_written_and_a_table_judges_it(somewhere: Path, capfd) -> None:
+    assert cli.main(["new", "metric", "size"]) == 0
+    assert cli.main([*suggested(capfd.readouterr().out)["try"], "ema.decay=[0.9]"]) == 0
+    (result,) = results()
+    assert result["metrics"] == {"excess_loss": "lower", "distance": "lower", "size": "lower"}
+    for row in result["rows"]:  # `distance` is the same of 64 coordinates, as a root mean square
+        assert row["metrics"]["size"] == pytest.approx(8 * row["metrics"]["distance"])
+    assert "metrics/size" in result["environment"]["plugins"]
+    at = ["--path", "emabench_plugins"]
+    assert cli.main(["new", "table", "sizes"]) == 0
+    table = somewhere / "emabench_plugins/conf/table/sizes.yaml"
+    text = table.read_text().replace("excess_loss", "size")
+    table.write_text(text.replace('["ema.decay=[0.5,0.9]"]', '["ema.decay=[0.5,0.9]", "metrics=[size]"]'))
+    assert cli.main(["table", "sizes", "scale=smoke", "seeds=1", "jobs=1", *at]) == 0
+    assert "size ↓" in capfd.readouterr().out
+
+
 def test_a_sweep_runs_as_it_is_written(capfd) -> None:
     assert cli.main(["new", "sweep", "rates"]) == 0
     commands = suggested(capfd.readouterr().out)
@@ -74,7 +91,7 @@ def test_a_sweep_runs_as_it_is_written(capfd) -> None:
     ("words", "part"),
     [
         (["task", "quadratic"], "conf/task/quadratic.yaml"),
-        ([], "new task|table|average|sweep NAME"),
+        ([], "new task|table|average|metric|sweep NAME"),
         (["tabel", "x"], "did you mean 'table'"),
         (["table", "my-table"], "letters, digits and _"),
         (["table", "../x"], "letters, digits and _"),

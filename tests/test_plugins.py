@@ -225,3 +225,27 @@ def test_a_type_of_claim_of_a_folder_is_judged(folder: Path, tmp_path: Path, cap
     page = (tmp_path / "results" / "report" / "bowl_law-smoke.html").read_text()
     assert "mine" in page
     assert run("table", "variance_law", "--dry-run") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("size", "better = 'up'\ndef measure(task): return 1.0\n", "size.py: better"),
+        ("size", "better = 'lower'\n", "size.py: defines no function measure"),
+        ("size", "better = lower\n", "size.py:1: NameError"),
+        ("distance", "better = 'lower'\ndef measure(task): return 1.0\n", "measures distance already"),
+        ("other", "", "there is no metric 'size'"),
+    ],
+)
+def test_a_metric_that_cannot_be_used_is_named_before_training(
+    folder: Path, tmp_path: Path, capfd, name: str, text: str, part: str
+) -> None:
+    (folder / "metrics").mkdir()
+    (folder / "metrics" / f"{name}.py").write_text(text)
+    asked = "size" if name == "other" else name
+    words = ["task=quadratic", "scale=smoke", f"metrics=[{asked}]", f"results_dir={tmp_path / 'results'}"]
+    for several in ([], ["-m"]):
+        assert run(*several, *words, "--path", str(folder)) == 2
+        message = capfd.readouterr().err
+        assert part in message and "Traceback" not in message
+    assert not list(tmp_path.glob("results/*/*/history.jsonl"))

@@ -36,10 +36,12 @@ def main(words: Sequence[str]) -> int:
     shown.add_row("[bold]averages[/]", r"[dim]emabench '+averages.NAME={kind: KIND, …}'[/]")
     own = plugins.find("averages")
     shown.add_row("", ", ".join(sorted(set(KINDS) - set(own))))
-    for title in ("averages", "metrics", "claims"):
-        outside = {n: item for n, item in plugins.find(title).items() if not item.source.built_in}
+    _section(shown, "", "", own, _docstring)
+    for title, use in (("metrics", r"emabench metrics=\[NAME]"), ("claims", "type: NAME")):
+        outside = {name: item for name, item in plugins.find(title).items() if not item.source.built_in}
         if outside:
-            _section(shown, "" if title == "averages" else title, "", outside, _docstring)
+            shown.add_row()
+            _section(shown, title, use, outside, _docstring)
     Console(soft_wrap=True).print(shown)
     return DONE
 

@@ -1,4 +1,4 @@
-"""write the start of a task, table, average or sweep of your own"""
+"""write the start of a task, table, average, metric or sweep of your own"""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ FILES = {  # by what is asked for: the templates, and where each is written
     "task": {"task.py": "tasks/{}.py", "task.yaml": "conf/task/{}.yaml"},
     "table": {"table.yaml": "conf/table/{}.yaml"},
     "average": {"average.py": "averages/{}.py"},
+    "metric": {"metric.py": "metrics/{}.py"},
     "sweep": {"sweep.yaml": "conf/sweep/{}.yaml"},
 }
 FOLDER = "emabench_plugins"
@@ -23,7 +24,7 @@ USAGE = f"emabench new {'|'.join(FILES)} NAME [--path DIR]; new table NAME [task
 
 
 def main(words: Sequence[str]) -> int:
-    """`emabench new task|table|average|sweep NAME [--path DIR]`: a commented file that runs as it is, to be changed.
+    """`emabench new task|table|average|metric|sweep NAME [--path DIR]`: a commented file that runs as it is, to be changed.
 
     It is written into DIR (./emabench_plugins unless given) and never over anything. `new table NAME task=TASK` is a
     table of that task.
@@ -61,7 +62,7 @@ def _check_name(kind: str, name: str) -> None:
         raise UserError(f"{name}: a name has letters, digits and _ alone, and begins with a letter")
     from emabench.averaging.profiles import KINDS
 
-    place = "averages" if kind == "average" else f"conf/{kind}"
+    place = {"average": "averages", "metric": "metrics"}.get(kind, f"conf/{kind}")
     item = plugins.find(place).get(name)
     if item or (kind == "average" and name in KINDS):
         raise UserError(
@@ -119,6 +120,7 @@ def _next(kind: str, name: str) -> dict[str, list[str]]:
         },
         "table": {"try": ["table", name, "scale=smoke"], "measure": ["table", name]},
         "average": {"try": ["task=quadratic", "scale=smoke", f"+averages.mine={{kind: {name}}}"]},
+        "metric": {"try": ["task=quadratic", "scale=smoke", f"metrics=[{name}]"]},
         "sweep": {
             "look": ["-m", f"sweep={name}", "task=quadratic", "scale=smoke", "--dry-run"],
             "try": ["-m", f"sweep={name}", "task=quadratic", "scale=smoke"],

@@ -42,7 +42,7 @@ def main(words: Sequence[str]) -> int:
         rows = [_measured(training, profile) for profile in wanted]
     main_metric = next(iter(training.task.metrics))
     shown = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("average", "window", *training.task.metrics, "misplaced weight"):
+    for title in ("average", "window", *training.evaluator.metrics, "misplaced weight"):
         shown.add_column(title, justify="left" if title == "average" else "right")
     for name, window, metrics, moved in rows:
         mark = " ?" if moved > UNTRUSTED else ""
@@ -94,7 +94,7 @@ def _measured(training: Trainer, wanted: Profile) -> tuple[str, float, dict[str,
     paths = [path for _, path in kept]
     weights, fit = rebuild([s for s, _ in kept], snapshots.load_states(paths), wanted, training.config.steps)
     with training.evaluator.loaded(weights):
-        metrics = dict(training.task.evaluate())
+        metrics = training.evaluator.evaluate()
     about = {key: value for key, value in wanted.to_dict().items() if key in ASKED}
     name = " ".join(f"{key} {value:.6g}" for key, value in about.items())
     return name, wanted.effective_window(training.config.steps), metrics, fit.moved

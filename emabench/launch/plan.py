@@ -11,6 +11,7 @@ from emabench import tasks
 from emabench.config import Config, checked
 from emabench.data import catalog, text
 from emabench.errors import RunFailed, UserError
+from emabench.metrics import own
 from emabench.runs.result import DamagedResult
 from emabench.tables.gather import Run, read_run_of
 
@@ -48,6 +49,7 @@ def check(configs: Iterable[Config]) -> None:
         module = tasks.load(config.task_name)
         options = checked(module.Options, config.task, at="task")
         module.Task.check(options, config.batch_size)
+        own.load(config.metrics, module.Task.metrics)
         name, data_dir = config.task.get("data"), Path(config.data_dir)
         if name in catalog.DATASETS and not catalog.found(name, data_dir):
             catalog.located(name, data_dir)  # says where it was looked for, and how to get it

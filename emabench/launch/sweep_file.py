@@ -213,6 +213,8 @@ def _selected(
 def _average(name: str, point: Mapping[str, Any], base: Config) -> str:
     """A point of the EMA's settings as an average of its own."""
     ema = base.ema.model_dump()
+    if not base.decays():
+        raise ValueError("ema.decay=null carries no average; give it a decay")
     spec: dict[str, Any] = {"kind": "ema", "decay": max(base.decays())}
     spec |= {key: ema[key] for key in ("every", "start", "warmup", "debias")}
     for key, value in point.items():

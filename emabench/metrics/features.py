@@ -23,7 +23,9 @@ RECIPE = "conv16-32-64 features64 adamw1e-3 cosine 1500x64 v1"  # a change of it
 
 
 class FeatureNet(nn.Module):
-    """images (N, C, H, W) uint8 → features (N, 64); `logits` (N, classes)."""
+    """images (N, C, H, W) uint8 → features (N, 64) and logits (N, classes)."""
+
+    num_features = 64
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -39,23 +41,11 @@ class FeatureNet(nn.Module):
             nn.Linear(256, 64),
         )
         self.head = nn.Linear(64, classes)
+        self.label = ""  # set by `feature_net`: what it was trained on
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.body(images.float() / 127.5 - 1)
-
-    def logits(self, images: Tensor) -> Tensor:
-        return self.head(F.relu(self(images)))
-
-
-class Logits(nn.Module):
-    """The same network as a map to logits, as torchmetrics wants it for the inception score."""
-
-    def __init__(self, net: FeatureNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net.logits(images)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(images.float() / 127.5 - 1)
+        return features, self.head(F.relu(features))
 
 
 def feature_net(images: Tensor, labels: Tensor, classes: int, cache: Path) -> FeatureNet:
@@ -70,6 +60,7 @@ def feature_net(images: Tensor, labels: Tensor, classes: int, cache: Path) -> Fe
     if not _load(net, path):
         _train(net, images, labels)
         _save(net, path)
+    net.label = f"64 features of a classifier trained on these {len(images)} images"
     return net.eval().requires_grad_(False)
 
 
@@ -79,10 +70,10 @@ def _train(net: FeatureNet, images: Tensor, labels: Tensor, steps: int = 1500, s
     batches = Batches(len(images), size, seed=0)
     with torch.enable_grad(), _one_thread():
         for step in range(steps):
-            chosen = batches.indices(step)
-            x = _shifted(images[chosen], seeding.generator(0, "shift", step))
+            indices = batches.indices(step)
+            x = _shifted(images[indices], seeding.generator(0, "shift", step))
             optimizer.zero_grad()
-            F.cross_entropy(net.logits(x), labels[chosen]).backward()
+            F.cross_entropy(net(x)[1], labels[indices]).backward()
             optimizer.step()
             schedule.step()
 
@@ -105,7 +96,7 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _load(net: FeatureNet, path: Path) -> bool:
-    """True where a whole file was there: 32 bytes of checksum, then the weights."""
+    """Load an intact file (32 bytes of checksum, then the weights). Returns False if there is none."""
     try:
         data = path.read_bytes()
     except OSError:

@@ -1,7 +1,8 @@
-"""FID and inception score of sampled images, through torchmetrics.
+"""FID, inception score and KID of sampled images.
 
-Colour images are measured in Inception-v3's features, as published numbers are; small grey ones in those of a
-classifier of our own (`features.py`). What was used is part of the result and decides what may be compared.
+Colour images are measured in Inception-v3's features, as published numbers are (`inception.py`); small grey ones in
+those of a classifier of our own (`features.py`). The network's label is part of the result and decides what may be
+compared. FID and IS are torchmetrics', which sees features and logits of one pass through the network.
 """
 
 from __future__ import annotations
@@ -10,125 +11,139 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
 from emabench import seeding
 from emabench.data.images import Images
-from emabench.errors import UserError
-from emabench.metrics.features import Logits, feature_net
+from emabench.metrics.features import feature_net
+from emabench.metrics.inception import Inception
+from emabench.metrics.precision import full_precision
 
-BATCH = 500  # images through the feature network at a time
+BATCH = 500  # images through the network at a time
+BLOCK = 4096  # rows of a kernel matrix at a time
 
 
 class ImageQuality:
-    """FID against a set of real images, and IS, of uint8 images (N, C, H, W)."""
+    """FID and KID against a set of real images, and IS, of uint8 images (N, C, H, W)."""
 
     def __init__(self, real: Images, device: torch.device, cache: Path, inception: str | None) -> None:
         self.real, self.device = real, device
-        if real.images.shape[1] == 3:
-            self.features = "Inception-v3 (torch-fidelity)"
-            self.fid, self.score = _with_inception(inception)
-        else:
-            net = feature_net(real.images, real.labels, real.classes, cache)
-            self.features = f"64 features of a classifier trained on these {len(real)} images"
-            self.fid = FrechetInceptionDistance(
-                net, reset_real_features=False, input_img_size=self._size(), sync_on_compute=False
-            )
-            self.score = _inception_score(Logits(net))
-        self.fid = self.fid.to(device)  # torchmetrics sums features in float64
-        self.score = self.score.to(device)
-        self._real_seen = False
+        network: Any = (
+            Inception(inception)
+            if real.images.shape[1] == 3
+            else feature_net(real.images, real.labels, real.classes, cache)
+        )
+        self.network = network.to(device)
+        self.label: str = network.label
+        self._real: tuple[Tensor, Tensor] | None = None  # features and logits, once they are needed
 
     def measure(self, images: Tensor) -> dict[str, float]:
-        """{"fid", "is"} of sampled images."""
-        if not self._real_seen:
-            for batch in self._batches(self.real.images):
-                self.fid.update(batch, real=True)
-            self._real_seen = True
-        self.fid.reset()
-        for batch in self._batches(images):
-            self.fid.update(batch, real=False)
-        return {"fid": max(0.0, float(self.fid.compute())), "is": self.inception_score(images)}
+        """{"fid", "is", "kid"} of sampled images.
 
-    def inception_score(self, images: Tensor) -> float:
-        """exp(E KL(p(y|x) ‖ p(y))), the mean over ten splits (Salimans et al. 2016); fewer where they would be
-        below 500 images, since small splits score too low."""
-        self.score.reset()
-        self.score.splits = max(1, min(10, len(images) // 500))
-        for batch in self._batches(images):
-            self.score.update(batch)
-        with torch.random.fork_rng(devices=[]):  # torchmetrics shuffles before it splits
-            torch.manual_seed(0)
-            with _known_warnings():
-                return float(self.score.compute()[0])
+        FID is an estimate that can fall below zero by rounding, where both sets are alike; it is not cut off.
+        """
+        features, logits = self._outputs(images)
+        real = self._real_outputs()[0]
+        return {
+            "fid": frechet_distance(real, features),
+            "is": inception_score(logits),
+            "kid": kid(real, features),
+        }
 
-    def floor(self) -> float:
-        """FID between two halves of the real images: what no sampler can be expected to beat."""
+    def references(self) -> dict[str, float]:
+        """IS of the real images, and FID and KID between two random halves of them: the floor for any sampler."""
+        features, logits = self._real_outputs()
         order = torch.randperm(len(self.real), generator=seeding.generator(0, "halves"))
         half = len(order) // 2
-        # A clone, not a new one: that would ask the network for its size with an image on the CPU.
-        halves = self.fid.clone()
-        halves.reset_real_features = True
-        halves.reset()
-        for part, real in ((order[:half], True), (order[half : 2 * half], False)):
-            for batch in self._batches(self.real.images[part]):
-                halves.update(batch, real=real)
-        return max(0.0, float(halves.compute()))
+        one, two = features[order[:half]], features[order[half : 2 * half]]
+        return {
+            "is_real": inception_score(logits),
+            "fid_real_halves": frechet_distance(one, two),
+            "kid_real_halves": kid(one, two),
+        }
 
-    def _size(self) -> tuple[int, int, int]:
-        channels, height, width = self.real.images.shape[1:]
-        return channels, height, width
+    def _real_outputs(self) -> tuple[Tensor, Tensor]:
+        if self._real is None:
+            self._real = self._outputs(self.real.images)
+        return self._real
 
-    def _batches(self, images: Tensor) -> Iterator[Tensor]:
-        return (batch.to(self.device) for batch in images.split(BATCH))
+    @torch.no_grad()
+    def _outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, d) and logits (N, classes), float32 on the device."""
+        with torch.autocast(self.device.type, enabled=False):
+            outputs = [self.network(batch.to(self.device)) for batch in images.split(BATCH)]
+        features, logits = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        return features, logits
 
 
-def _inception_score(logits: torch.nn.Module) -> InceptionScore:
-    with _known_warnings():
-        return InceptionScore(logits, splits=10, sync_on_compute=False)
+class _Given(nn.Module):
+    """The network that torchmetrics asks for: its input is features or logits already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@full_precision
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ Σ')^½) of two sets of features (N, d) (Heusel et al. 2017, eq. 6), in float64."""
+    metric = FrechetInceptionDistance(_Given(real.shape[1]), sync_on_compute=False).to(real.device)
+    for features, is_real in ((real, True), (fake, False)):
+        for batch in features.split(BATCH):
+            metric.update(batch, real=is_real)
+    return float(metric.compute())
+
+
+@full_precision
+def inception_score(logits: Tensor) -> float:
+    """exp(E KL(p(y|x) ‖ p(y))) of logits (N, classes), the mean over ten splits (Salimans et al. 2016).
+
+    Fewer splits where they would have less than 500 images, since small splits score too low.
+    """
+    with _known_warnings(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # torchmetrics shuffles before it splits
+        splits = max(1, min(10, len(logits) // 500))
+        metric = InceptionScore(_Given(logits.shape[1]), splits=splits, sync_on_compute=False)
+        metric.to(logits.device).update(logits)
+        return float(metric.compute()[0])
+
+
+@full_precision
+def kid(real: Tensor, fake: Tensor) -> float:
+    """The unbiased estimate of MMD² with the kernel (x·y/d + 1)³, of all pairs (Bińkowski et al. 2018, §4).
+
+    Unlike FID it has no bias that grows as samples become few. May be negative.
+    """
+    within = (_kernel_sum(x, x) - _diagonal_sum(x) for x in (real, fake))
+    real_real, fake_fake = (
+        total / (len(x) * (len(x) - 1)) for total, x in zip(within, (real, fake), strict=True)
+    )
+    return float(real_real + fake_fake - 2 * _kernel_sum(real, fake) / (len(real) * len(fake)))
+
+
+def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
+    total, b = torch.zeros((), dtype=torch.float64, device=a.device), b.double()
+    for block in a.split(BLOCK):
+        total += (block.double() @ b.T / a.shape[1] + 1).pow(3).sum()
+    return total
+
+
+def _diagonal_sum(a: Tensor) -> Tensor:
+    return (a.double().square().sum(1) / a.shape[1] + 1).pow(3).sum()
 
 
 @contextmanager
 def _known_warnings() -> Iterator[None]:
-    """torchmetrics warns that all features are kept, and that one split has no standard deviation: both intended."""
+    """torchmetrics warns that it keeps all features, and that one split has no standard deviation: both intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `InceptionScore` will save")
         warnings.filterwarnings("ignore", r"std\(\): degrees of freedom")
         yield
-
-
-def _with_inception(weights: str | None) -> tuple[FrechetInceptionDistance, InceptionScore]:
-    if weights and not Path(weights).is_file():
-        raise UserError(f"task.inception_weights={weights}: there is no such file")
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-        fid = FrechetInceptionDistance(
-            2048,
-            reset_real_features=False,
-            feature_extractor_weights_path=weights,
-            sync_on_compute=False,
-        )
-        logits = FeatureExtractorInceptionV3("inception", ["logits_unbiased"], weights)
-        return fid, _inception_score(_First(logits))
-    except Exception as error:
-        raise UserError(
-            f"task.inception_weights={weights}: Inception-v3's weights could be neither downloaded nor read "
-            f"({type(error).__name__}); get weights-inception-2015-12-05-6726825d.pth from torch-fidelity's "
-            "releases and set task.inception_weights=/path/to/it"
-        ) from error
-
-
-class _First(torch.nn.Module):
-    """torch-fidelity's extractor gives a tuple of features; this takes the one asked for."""
-
-    def __init__(self, extractor: torch.nn.Module) -> None:
-        super().__init__()
-        self.extractor = extractor
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.extractor(images)[0]

@@ -86,9 +86,13 @@ def unet(options: Options, channels: int) -> UNet2DModel:
 
 
 class Task(base.Task):
-    """A DDPM, measured by the FID and IS of what its weights sample."""
+    """A DDPM, measured by FID, IS and KID of what its weights sample."""
 
-    metrics: ClassVar[Mapping[str, Direction]] = {"fid": Direction.LOWER, "is": Direction.HIGHER}
+    metrics: ClassVar[Mapping[str, Direction]] = {
+        "fid": Direction.LOWER,
+        "is": Direction.HIGHER,
+        "kid": Direction.LOWER,
+    }
 
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context, self.device = options, context, context.device
@@ -111,10 +115,8 @@ class Task(base.Task):
     def measured_with(self) -> Mapping[str, str]:
         o = self.options
         protocol = f"{o.samples} samples, {o.sampler.upper()} of {o.sampling_steps} steps"
-        return {
-            "fid": f"{self.quality.features}; {protocol}, against {len(self.images)} training images of {o.data}",
-            "is": f"{self.quality.features}; {protocol}",
-        }
+        against = f"{self.quality.label}; {protocol}, against {len(self.images)} training images of {o.data}"
+        return {"fid": against, "is": f"{self.quality.label}; {protocol}", "kid": against}
 
     def averaged(self) -> nn.Module:
         return self.model
@@ -159,11 +161,8 @@ class Task(base.Task):
         return ((x + 1) * 127.5).round().clamp(0, 255).byte().cpu()
 
     def references(self) -> Mapping[str, float]:
-        return {
-            "is_real": self.quality.inception_score(self.quality.real.images),
-            "is_ceiling": float(self.quality.real.classes) if self.images.shape[1] == 1 else 1008.0,
-            "fid_real_halves": self.quality.floor(),
-        }
+        ceiling = float(self.quality.real.classes) if self.images.shape[1] == 1 else 1008.0
+        return self.quality.references() | {"is_ceiling": ceiling}
 
     def save_artifacts(self, directory: Path) -> None:
         grid = self.samples[:64].float() / 255

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from emabench.averaging import Averager, has_batchnorm, recalibrate
 from emabench.config import Config
+from emabench.metrics import own
 from emabench.runs.directory import RunDirectory
 from emabench.runs.result import RAW, Row, measured
 from emabench.seeding import seed_default
@@ -41,7 +42,15 @@ class Evaluator:
         self.config, self.directory, self.task = config, directory, task
         self.model, self.averager = model, averager
         self.group, self.device, self.progress = group, device, progress
+        self._own = own.load(config.metrics, task.metrics)
+        self.metrics = {name: str(direction) for name, direction in task.metrics.items()}
+        self.metrics |= {name: module.better for name, module in self._own.items()}
         self.recalibrates = config.ema.buffers == "recompute" and has_batchnorm(model)
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the weights in place: the task's, then those of the user's own."""
+        values = dict(self.task.evaluate())
+        return values | {name: float(module.measure(self.task)) for name, module in self._own.items()}
 
     def profiles(self) -> dict[str, dict[str, Any]]:
         """Every set of weights by name, each with what its profile amounts to over the steps of the run."""
@@ -90,7 +99,7 @@ class Evaluator:
             began = time.perf_counter()
             # The checkpoint of this step is already being written: nothing here must finish before the process ends.
             with stop.at_once(on_stop), self.in_place(name):
-                local_rows[name] = measured(name, profiles[name], self.task.evaluate())
+                local_rows[name] = measured(name, profiles[name], self.evaluate())
                 if artifacts and writes:
                     self._save_artifacts(name)
             if writes and time.perf_counter() - began > LONG:

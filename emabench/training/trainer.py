@@ -220,7 +220,7 @@ class Trainer:
                 self.history.close()
 
     def _rows_without_values(self, reason: str) -> list[Row]:
-        metrics = self.task.metrics
+        metrics = self.evaluator.metrics
         return [
             Row(name, profile, dict.fromkeys(metrics), dict.fromkeys(metrics, reason))
             for name, profile in self.evaluator.profiles().items()
@@ -237,7 +237,7 @@ class Trainer:
             status=status,
             reason=reason,
             rows=tuple(rows),
-            metrics={name: str(direction) for name, direction in task.metrics.items()},
+            metrics=self.evaluator.metrics,
             measured_with=dict(task.measured_with),
             references=dict(task.references()),
             timing={name: round(value, 3) for name, value in self.seconds.items()},

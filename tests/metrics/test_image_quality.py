@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +14,14 @@ import pytest
 import torch
 from scipy import linalg
 from torch import Tensor
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from emabench.data.images import Images
 from emabench.errors import UserError
 from emabench.metrics import features
-from emabench.metrics.image_quality import ImageQuality
+from emabench.metrics.image_quality import ImageQuality, frechet_distance, kid
+from emabench.metrics.inception import Inception
 
 CPU = torch.device("cpu")
 
@@ -54,7 +59,7 @@ def noisy(images: Tensor) -> Tensor:
 def test_fid_is_the_frechet_distance(quality: ImageQuality, real: Images) -> None:
     """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ Σ')^½), by scipy's matrix square root in float64."""
     fake = noisy(real.images[:450])
-    a, b = (quality.fid.inception(images).double().numpy() for images in (real.images, fake))
+    a, b = (quality.network(images)[0].double().numpy() for images in (real.images, fake))
     one, two = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = linalg.sqrtm(one @ two).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(one + two - 2 * root)
@@ -62,18 +67,45 @@ def test_fid_is_the_frechet_distance(quality: ImageQuality, real: Images) -> Non
     assert quality.measure(real.images)["fid"] == pytest.approx(0, abs=1e-3)
 
 
+def test_a_fid_below_zero_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrechetInceptionDistance, "compute", lambda self: torch.tensor(-0.25))
+    assert frechet_distance(torch.randn(9, 4), torch.randn(9, 4)) == -0.25
+
+
+def test_kid_is_the_unbiased_estimate() -> None:
+    """By its definition, a loop over pairs; its mean over samples of one distribution is 0, at any size."""
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(7, 5, generator=draw), torch.randn(4, 5, generator=draw) + 0.5
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return (float(x.double() @ y.double()) / 5 + 1) ** 3
+
+    def within(x: Tensor) -> float:
+        return (
+            sum(kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j)
+            / len(x)
+            / (len(x) - 1)
+        )
+
+    between = sum(kernel(x, y) for x in a for y in b) / len(a) / len(b)
+    assert kid(a, b) == pytest.approx(within(a) + within(b) - 2 * between, rel=1e-9)
+    values = [kid(*torch.randn(2, 20, 3, generator=draw)) for _ in range(400)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 20
+    assert min(values) < 0
+
+
 def test_inception_score_is_the_exponential_of_the_mutual_information(
     quality: ImageQuality, real: Images
 ) -> None:
     fake = noisy(real.images[:450])
-    p = quality.score.inception(fake).double().softmax(1).numpy()
+    p = quality.network(fake)[1].double().softmax(1).numpy()
     expected = np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
     assert quality.measure(fake)["is"] == pytest.approx(expected, rel=1e-4)
     assert 1 <= expected <= real.classes
     # No classifier of three classes can score more than 3, and these images are told apart nearly always.
-    assert 2.5 < quality.inception_score(real.images) <= 3
+    assert 2.5 < quality.references()["is_real"] <= 3
     one_image = real.images[:1].expand(100, -1, -1, -1)
-    assert quality.inception_score(one_image) == pytest.approx(1, abs=1e-5)
+    assert quality.measure(one_image)["is"] == pytest.approx(1, abs=1e-5)
 
 
 def test_measuring_is_repeatable_and_draws_nothing_from_the_run(quality: ImageQuality, real: Images) -> None:
@@ -86,9 +118,10 @@ def test_measuring_is_repeatable_and_draws_nothing_from_the_run(quality: ImageQu
 
 
 def test_the_floor_lies_between_nothing_and_noise(quality: ImageQuality, real: Images) -> None:
-    before = quality.measure(255 - real.images)["fid"]
-    assert 0 < quality.floor() < before
-    assert quality.measure(255 - real.images)["fid"] == before  # the floor leaves the statistics as they are
+    references, other = quality.references(), quality.measure(255 - real.images)
+    assert 0 < references["fid_real_halves"] < other["fid"]
+    assert abs(references["kid_real_halves"]) < other["kid"]
+    assert quality.measure(255 - real.images) == other  # the references leave the statistics as they are
 
 
 def weights(net: torch.nn.Module) -> list[Tensor]:
@@ -145,18 +178,97 @@ def test_the_feature_network_does_not_depend_on_threads_nor_on_the_runs_seed(
     assert same(*nets)
 
 
+# -- Inception-v3 -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in the format of the published one, with weights drawn here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        patched.setattr("torch.load", lambda *_, **__: None)
+        torch.manual_seed(0)
+        network = FeatureExtractorInceptionV3("inception", ["2048"], "none")
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def tensorflow1_resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear, (H, W, C) → (size, size, C): output i reads input i · H / size, without half-pixel centres."""
+    height, width = image.shape[:2]
+    y, x = np.arange(size) * height / size, np.arange(size) * width / size
+    top, left = y.astype(int), x.astype(int)
+    bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+    dy, dx = (y - top)[:, None, None], (x - left)[None, :, None]
+    above = image[top][:, left] * (1 - dx) + image[top][:, right] * dx
+    below = image[bottom][:, left] * (1 - dx) + image[bottom][:, right] * dx
+    return above * (1 - dy) + below * dy
+
+
+def test_inception_sees_what_published_numbers_were_measured_on(inception_file: Path) -> None:
+    """TensorFlow 1's resize and scale written here, then the layers of the file one after the other."""
+    images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(1)).byte()
+    inception = Inception(str(inception_file))
+    features, logits = inception(images)
+    resized = np.stack([tensorflow1_resize(x.permute(1, 2, 0).double().numpy(), 299) for x in images])
+    x = ((torch.from_numpy(resized).permute(0, 3, 1, 2) - 128) / 128).float()
+    layers = dict(inception.network.named_children())
+    for name in (name for name in layers if name not in ("fc", "AvgPool")):
+        x = layers[name](x)
+    expected = x.mean((2, 3))
+    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(logits, expected @ layers["fc"].weight.T, rtol=1e-3, atol=1e-4)
+    halved = torch.nn.functional.interpolate(images.float(), (299, 299), mode="bilinear", antialias=True)
+    assert not torch.allclose(
+        halved, torch.from_numpy(resized).permute(0, 3, 1, 2).float(), atol=5
+    )  # not that one
+
+
+def test_the_label_tells_other_weights_from_the_published_ones(
+    inception_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()[:8]
+    assert Inception(str(inception_file)).label == f"Inception-v3, weights {digest}, TensorFlow 1's resize"
+    monkeypatch.setattr("emabench.metrics.inception.PUBLISHED", digest)
+    assert "weights of 2015-12-05" in Inception(str(inception_file)).label
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_pickle_in_place_of_inceptions_weights_runs_no_code(tmp_path: Path, archive: bool) -> None:
+    hostile = tmp_path / "weights-inception-2015-12-05-6726825d.pth"
+    if archive:
+        torch.save({"fc.weight": Hostile(tmp_path / "pwned")}, hostile)
+    else:
+        hostile.write_bytes(pickle.dumps(Hostile(tmp_path / "pwned")))
+    with pytest.raises(UserError, match=r"task\.inception_weights=.*does not hold Inception-v3's weights"):
+        Inception(str(hostile))
+    assert not (tmp_path / "pwned").exists()
+
+
 def test_inceptions_weights_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    colour = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long), 10)
-    missing, broken = tmp_path / "missing.pth", tmp_path / "broken.pth"
+    broken, empty = tmp_path / "broken.pth", tmp_path / "empty.pth"
     broken.write_bytes(b"<html>404</html>")
+    torch.save({}, empty)
 
     def no_network(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", no_network)
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError, match=r"task\.inception_weights=.*missing\.pth: there is no such file"):
-        ImageQuality(colour, CPU, tmp_path, str(missing))
-    for given in (str(broken), None):
-        with pytest.raises(UserError, match=r"get weights-inception-.*task\.inception_weights=/path") as said:
-            ImageQuality(colour, CPU, tmp_path, given)
-        assert f"task.inception_weights={given}" in str(said.value)
+        Inception(str(tmp_path / "missing.pth"))
+    for given in (str(broken), str(empty), None):
+        with pytest.raises(
+            UserError, match=r"get weights-inception-.*task\.inception_weights=/path"
+        ) as caught:
+            Inception(given)
+        assert f"task.inception_weights={given or 'null'}" in str(caught.value)
