@@ -173,8 +173,11 @@ def given() -> list[Path]:
 _given: list[Path] = []
 
 
-def check(given: Iterable[Path]) -> None:
-    """Raises UserError for a folder of `--path` in which nothing can be found."""
+def check(given: Sequence[Path]) -> None:
+    """Raises UserError for a folder of `--path` in which nothing can be found; of EMABENCH_PATH it is left out."""
+    for folder in folders():
+        if folder not in given and not folder.is_dir():
+            left_out(f"{VARIABLE}: {folder} is not a folder")
     for folder in given:
         if not folder.is_dir():
             raise UserError(f"{OPTION} {folder}: is not a folder (emabench new task NAME makes one)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from emabench import cli, plugins, tasks
 from emabench.compose import configuration
 from emabench.errors import UserError
+from emabench.launch import slurm
 from emabench.paths import PACKAGE, conf_dir
 
 AVERAGE = '''"""The latest weights, written as a user would write a kind of average."""
@@ -249,3 +251,33 @@ def test_a_metric_that_cannot_be_used_is_named_before_training(
         message = capfd.readouterr().err
         assert part in message and "Traceback" not in message
     assert not list(tmp_path.glob("results/*/*/history.jsonl"))
+
+
+def test_a_job_on_a_cluster_finds_the_same_folders(folder: Path, tmp_path: Path) -> None:
+    """Whatever environment it is started in, and started again in."""
+    with plugins.using([folder]):
+        config = configuration(["task=bowl", "scale=smoke", f"results_dir={tmp_path / 'results'}"])
+        job = pickle.dumps(slurm.Job([config], jobs=1))
+    with pytest.raises(UserError, match="there is no task 'bowl'"):
+        configuration(["task=bowl"])
+    pickle.loads(job)()
+    assert results(tmp_path / "results")[0]["status"] == "finished"
+
+
+def test_commands_to_copy_name_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.setattr(slurm, "submit", lambda *_: [slurm.Submitted("job", 0)])
+    assert run("--path", str(folder), "-m", "task=bowl", "scale=smoke", "launcher=slurm") == 0
+    status = next(line for line in capfd.readouterr().out.splitlines() if "--status" in line)
+    words = shlex.split(status)[1:]
+    assert words.pop() == "--status"
+    assert plugins.split(words) == (["-m", "task=bowl", "scale=smoke", "launcher=slurm"], [folder])
+
+
+def test_a_folder_of_the_variable_that_is_gone_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path / "gone"))
+    assert run("list") == 0
+    printed = capfd.readouterr()
+    assert f"left out: EMABENCH_PATH: {tmp_path / 'gone'}" in printed.err
+    assert "ddpm" in printed.out

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from emabench import plugins
 from emabench.compose import configuration
 from emabench.errors import DONE, FAILED
 from emabench.paths import cache_dir, conf_dir
@@ -99,6 +100,9 @@ def _data(data_dir: Path) -> Iterator[Finding]:
 
 def _places(results_dir: Path) -> Iterator[Finding]:
     yield "ok", "configuration", str(conf_dir())
+    for source in plugins.sources():
+        if not source.built_in:
+            yield ("ok" if source.root.is_dir() else "bad"), "your own", f"{source.name} ({source.root})"
     for name, path in (("results_dir", results_dir), ("cache", cache_dir())):
         there = path.absolute()
         while not there.exists():
