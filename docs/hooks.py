@@ -140,7 +140,7 @@ def claims() -> Iterator[str]:
     for path in sorted((ROOT / "emabench" / "tables" / "claims").glob("[a-z]*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         first = text.partition("\n")[0]
-        yield f"| `{path.stem}` | {cell(sentence(first.partition(': ')[2] or first))} |"
+        yield f"| `{path.stem}` | {cell(sentence(first.partition('`: ')[2] or first))} |"
 
 
 def kinds() -> Iterator[str]:
@@ -149,7 +149,7 @@ def kinds() -> Iterator[str]:
     for kind, rule in sorted(averaging.KINDS.items()):
         name = rule.__name__
         shown = f"[`{name}`][emabench.averaging.{name}]" if name in averaging.__all__ else f"`{name}`"
-        first = " ".join((rule.__doc__ or "").partition("\n\n")[0].split()).partition(". ")[0]
+        first = re.split(r"(?<![Ee]q)\. ", " ".join((rule.__doc__ or "").partition("\n\n")[0].split()))[0]
         yield f"| `{kind}` | {shown} | {cell(first.rstrip('.'))} |"
 
 
@@ -289,7 +289,8 @@ def option_meanings(task: str) -> dict[str, str]:
 
 def _meanings(name: str, classes: dict[str, list[tuple[str, str, str]]]) -> Iterator[tuple[str, str]]:
     for field, annotation, comment in classes.get(name, []):
-        yield field, comment
+        choices = re.fullmatch(r"Literal\[(.*)\]", annotation)
+        yield field, "; ".join(filter(None, (choices[1].replace("'", "") if choices else "", comment)))
         yield from ((f"{field}.{inner}", text) for inner, text in _meanings(annotation, classes))
 
 

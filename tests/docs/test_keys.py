@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import yaml
+
+from docs import hooks
 from emabench.config import Config, Section
 
 ROOT = Path(__file__).parents[2]
@@ -38,3 +42,13 @@ def test_every_key_is_described_once() -> None:
     assert not [key for key, meaning in meanings.items() if not meaning]
     comments = dict(commented((ROOT / "conf" / "config.yaml").read_text(encoding="utf-8")))
     assert comments == meanings
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "task").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_reference_knows_every_option_of_a_task(path: Path) -> None:
+    """A value for every field of the task's `Options`, and what each of them means, from the comment beside it."""
+    given = {key for key, _ in hooks.flat(yaml.safe_load(path.read_text(encoding="utf-8"))["task"])}
+    fields = {
+        key for key in hooks.option_meanings(path.stem) if not any(k.startswith(f"{key}.") for k in given)
+    }
+    assert fields == given
