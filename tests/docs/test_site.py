@@ -119,6 +119,26 @@ def test_the_readme_shows_the_committed_numbers(monkeypatch: pytest.MonkeyPatch)
         assert json.loads(picture.text["Description"]) == window.numbers(), "run docs/images/window.py"  # type: ignore[attr-defined]
 
 
+def test_the_readme_quotes_the_committed_benchmark() -> None:
+    committed, place = {}, ""
+    for line in (ROOT / "benchmarks" / "averaging.md").read_text(encoding="utf-8").splitlines():
+        place = line.removeprefix("## ") if line.startswith("## ") else place
+        if match := re.match(r"\| ([^|]+) \| (\S+) \[", line):
+            committed[place, match[1]] = match[2]
+    names = {
+        "timm": "timm ModelEmaV3",
+        "torch `AveragedModel`": "torch AveragedModel",
+        "diffusers": "diffusers EMAModel",
+    }
+    places = [f"{model}, cpu, K = {averages}" for model in ("resnet50", "unet") for averages in (1, 4)]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) >= 5
+    for name, *values in rows:
+        for where, value in zip(places, values, strict=True):
+            assert float(value) == pytest.approx(float(committed[where, names.get(name, name)]), abs=0.05)
+
+
 def _verdict(claim: str, column: int) -> str:
     """The words of a verdict in a row of claims, without its sign and its reason."""
     cells = claim.split("|")
