@@ -23,6 +23,7 @@ from emabench.errors import UserError
 FORMAT = 2  # of what is in the cache; count up when any of it changes
 RESIDENT = 2**30  # bytes: token streams up to this size are copy_to_cpu to the device
 UNKNOWN = "<unk>"
+END_OF_LINE = "<eos>"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 … 4 of a trained subword vocabulary
 
 
@@ -47,6 +48,32 @@ class Text:
     size: int  # ids lie below it
     label: str  # for `measured_with`: how many there are to train, validate and test on, how many different
     folder: Path  # where it lies; `tokenizer.json` in it for subwords
+    token: str  # what a token is: "character", "word", "subword"
+
+    def characters(self) -> Tensor:
+        """How many characters of text each id stands for: int64 (size,). Makes losses of unlike tokens comparable.
+
+        A word counts with the blank or newline after it, so `<eos>` counts nothing. Tokens of byte-level BPE are
+        counted in bytes. Special tokens stand for no text.
+        """
+        if self.token == "character":
+            return torch.ones(self.size, dtype=torch.long)
+        if self.token == "word":
+            words = json.loads((self.folder / "vocabulary.json").read_text())
+            return torch.tensor([0 if word == END_OF_LINE else len(word) + 1 for word in words])
+        model = json.loads((self.folder / "tokenizer.json").read_text())["model"]
+        counts = torch.zeros(self.size, dtype=torch.long)
+        for token, index in model["vocab"].items():
+            if token in SPECIAL:
+                continue
+            prefix = model.get("continuing_subword_prefix") or "##"
+            pieces = (
+                model["type"] == "WordPiece"
+            )  # there a piece that begins a word stands for the blank before it
+            counts[index] = (
+                len(token.removeprefix(prefix)) + (not token.startswith(prefix)) if pieces else len(token)
+            )
+        return counts
 
 
 class Stream:
@@ -86,7 +113,8 @@ def tokenised(
     # Counts stand for the content: they tell whether a text is the one that published numbers were measured on.
     lengths = " + ".join(str(meta["lengths"][split]) for split in SPLITS)
     label = f"{lengths} {vocabulary.name}, {meta['size']} different"
-    return Text(**streams, size=meta["size"], label=label, folder=folder)
+    token = {"characters": "character", "words": "word"}.get(vocabulary.name, "subword")
+    return Text(**streams, size=meta["size"], label=label, folder=folder, token=token)
 
 
 def _write(corpus: Corpus, vocabulary: Vocabulary, folder: Path) -> None:
@@ -185,7 +213,7 @@ class Words:
 def _words(document: str) -> Iterator[str]:
     for line in document.splitlines():
         yield from line.split()
-        yield "<eos>"
+        yield END_OF_LINE
 
 
 class Subwords:

@@ -57,6 +57,7 @@ class Result:
     timing: Mapping[str, float]  # seconds: train_s, averaging_s, evaluate_s
     environment: Mapping[str, Any]  # versions, device, git commit, command
     reason: str | None = None  # why it did not finish
+    units: Mapping[str, str] = field(default_factory=dict)  # of metrics that have one; older runs do not say
     schema: int = SCHEMA
 
     def row(self, average: str) -> Row | None:

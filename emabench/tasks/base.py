@@ -27,6 +27,7 @@ Optional, with defaults that suit many tasks:
 
     batch(step)                          the training data of a step, which the trainer moves to the device
     check(options, batch_size)           refuse a combination of options quickly
+    units                                the unit of each metric (%, per word)
     measured_with                        the protocol of each metric, where it decides what may be compared
     calibration()                        inputs for recomputing batch-norm statistics
     compiled()                           modules for compile=true
@@ -178,6 +179,14 @@ class Task(ABC):
         """
         return {}
 
+    @property
+    def units(self) -> Mapping[str, str]:
+        """The unit of each metric that has one ("%", "nats per character", "per word"); shown with its values.
+
+        Part of what the metric is: values in unlike units are not compared, however alike their names.
+        """
+        return {}
+
     @abstractmethod
     def averaged(self) -> nn.Module:
         """The module that the averages follow; `evaluate` measures its weights. Always the same object."""
@@ -214,7 +223,7 @@ class Task(ABC):
         depend on `batch_size`. Metrics that take long may be left out before the last step, never the main one.
 
         Returns:
-            {metric: value}, the values in the units that `metrics` and `measured_with` name.
+            {metric: value}, the values in `units`.
         """
 
     @abstractmethod

@@ -96,6 +96,10 @@ class Task(base.Task):
     def measured_with(self) -> Mapping[str, str]:
         return dict.fromkeys(self.metrics, f"{self.options.data}, {self.data.test_size} test images")
 
+    @property
+    def units(self) -> Mapping[str, str]:
+        return {name: "%" for name in self.metrics if name != "nll"} | {"nll": "nats"}
+
     def averaged(self) -> nn.Module:
         return self.model
 

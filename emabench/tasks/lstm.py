@@ -49,8 +49,8 @@ class Options(Section):
     drop_hidden: Dropout  # between layers, likewise
     drop_output: Dropout  # of the last layer, likewise
     drop_weights: Dropout  # of the hidden-to-hidden matrices
-    activation: NonNegative  # AR: penalty on the mean square of the outputs (after dropout)
-    slowness: NonNegative  # TAR: penalty on the mean square of their change from token to token
+    ar: NonNegative  # AR: penalty on the mean square of the outputs (after dropout)
+    tar: NonNegative  # TAR: penalty on the mean square of their change from token to token
     evaluation_streams: Count  # validation and test text is read in so many streams side by side
     nt_asgd: bool  # the weights that are measured are their mean since validation stopped improving
     nonmono: Count  # nt_asgd: begins when validation is worse than the best before the last so many
@@ -174,6 +174,7 @@ class Task(base.Task):
     metrics: ClassVar[Mapping[str, Direction]] = {
         "perplexity": Direction.LOWER,  # of the validation text, per token
         "test_perplexity": Direction.LOWER,
+        "nats_per_character": Direction.LOWER,  # of the validation text: comparable between characters and words
     }
 
     def __init__(self, options: Options, context: base.Context) -> None:
@@ -197,6 +198,8 @@ class Task(base.Task):
             "perplexity": Stream(self.text.valid, context.device),
             "test_perplexity": Stream(self.text.test, context.device),
         }
+        counts = self.text.characters()[torch.from_numpy(self.text.valid.astype("int64"))]
+        self.characters_per_token = float(counts.double().mean())  # of the validation text
         self.stream_length = (
             self.train.length - 1
         ) // context.batch_size  # tokens of a stream that are predicted
@@ -217,6 +220,11 @@ class Task(base.Task):
     def measured_with(self) -> Mapping[str, str]:
         return dict.fromkeys(self.metrics, f"{self.text.label}, {self.options.evaluation_streams} streams")
 
+    @property
+    def units(self) -> Mapping[str, str]:
+        per_token = f"per {self.text.token}"
+        return {"perplexity": per_token, "test_perplexity": per_token, "nats_per_character": "nats"}
+
     def averaged(self) -> nn.Module:
         return self.mean_model
 
@@ -236,8 +244,8 @@ class Task(base.Task):
         self.model.train()
         logits, dropped, raw, self.hidden = self.trained(ids[:, :-1], self.hidden)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
-        penalty = options.activation * dropped.float().square().mean()
-        penalty = penalty + options.slowness * (raw[:, 1:] - raw[:, :-1]).float().square().mean()
+        penalty = options.ar * dropped.float().square().mean()
+        penalty = penalty + options.tar * (raw[:, 1:] - raw[:, :-1]).float().square().mean()
         # A short chunk counts for less. AWD-LSTM scales the rate instead: the same where nothing is clipped; where the
         # norm is, a short chunk's step is as long as another's here.
         norm = self.optimizer.step((loss + penalty) * (length / options.bptt), step)
@@ -276,7 +284,9 @@ class Task(base.Task):
         return float(total.detach()) / (streams * length)
 
     def evaluate(self) -> Mapping[str, float]:
-        return {name: _exp(self._loss(self.mean_model, text)) for name, text in self.held_out.items()}
+        losses = {name: self._loss(self.mean_model, text) for name, text in self.held_out.items()}
+        per_character = losses["perplexity"] / self.characters_per_token
+        return {name: _exp(loss) for name, loss in losses.items()} | {"nats_per_character": per_character}
 
     def references(self) -> Mapping[str, float]:
         """What a model scores that knows how frequent each token is and nothing else; when NT-ASGD began."""

@@ -138,6 +138,10 @@ class Task(base.Task):
         protocol = f"{labels} labels, {self.data.test_size} test images of {data}"
         return {"linear_probe": f"{o.probe}, {protocol}", "knn": f"{o.neighbours} neighbours, {protocol}"}
 
+    @property
+    def units(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.metrics, "%")
+
     def averaged(self) -> nn.Module:
         return self.model
 

@@ -239,6 +239,7 @@ class Trainer:
             rows=tuple(rows),
             metrics=self.evaluator.metrics,
             measured_with=dict(task.measured_with),
+            units=dict(task.units),
             references=dict(task.references()),
             timing={name: round(value, 3) for name, value in self.seconds.items()},
             environment=environment.describe(config, self.device, self.group.world_size),

@@ -98,6 +98,17 @@ def test_characters_come_back(story: Path, tmp_path: Path) -> None:
         assert "".join(symbols[i] for i in getattr(found, split)) == expected
 
 
+def test_tokens_know_how_many_characters_they_stand_for(tmp_path: Path) -> None:
+    content = "".join(f"one line is number {i}\n" for i in range(3000))
+    (tmp_path / "text.txt").write_text(content)
+    corpus = open_corpus(str(tmp_path / "text.txt"), tmp_path)
+    train = "".join(corpus.documents("train"))
+    for vocabulary in (Characters(), Words(), Subwords(400)):
+        made = ids_of(corpus, vocabulary, tmp_path / "cache")
+        counted = int(made.characters()[torch.from_numpy(made.train.astype("int64"))].sum())
+        assert counted == pytest.approx(len(train), rel=0.01), vocabulary.name
+
+
 def test_subwords_are_the_same_at_every_training(story: Path, tmp_path: Path) -> None:
     corpus = open_corpus(str(story), tmp_path)
     one, two = (ids_of(corpus, Subwords(400), tmp_path / cache) for cache in ("a", "b"))

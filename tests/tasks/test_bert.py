@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import BertForPreTraining
 
@@ -119,10 +120,13 @@ def test_perplexity_is_that_of_transformers_own_loss(tmp_path: Path) -> None:
         probability = scores.softmax(-1).gather(-1, labels.clamp_min(0)[..., None])[..., 0]
         total -= float(probability[labels >= 0].log().sum())
         count += int((labels >= 0).sum())
+    texts = [Tokenizer.from_file(str(task.text.folder / "tokenizer.json")).id_to_token(i) for i in range(512)]
+    characters = sum(len(texts[int(i)]) for batch in task.validation for i in batch.targets.flatten())
     with torch.no_grad():
         measured = task.evaluate()
     assert measured == {
-        "perplexity": pytest.approx(math.exp(total / count), rel=1e-5)
+        "perplexity": pytest.approx(math.exp(total / count), rel=1e-5),
+        "nats_per_character": pytest.approx(total / characters, rel=1e-5),
     }  # along the way: alone
     assert count == 30 * 2
 

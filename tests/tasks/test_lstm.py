@@ -165,6 +165,17 @@ def test_whole_words_and_recurrent_weights_are_dropped() -> None:
     assert 0.45 < (gradient == 0).float().mean() < 0.55
 
 
+def test_nats_per_character_make_characters_and_words_comparable(tmp_path: Path) -> None:
+    """A word costs as many nats as its perplexity says, for its letters and the blank after it."""
+    (tmp_path / "text.txt").write_text("".join(f"the {i % 7} dogs bark\n" for i in range(4000)))
+    for level, per_token in (("characters", 1.0), ("words", 16 / 5)):  # "the 3 dogs bark\n" and its <eos>
+        task = make(tmp_path, f"task.corpus={tmp_path}/text.txt", f"task.level={level}")
+        measured = task.evaluate()
+        expected = math.log(measured["perplexity"]) / per_token
+        assert measured["nats_per_character"] == pytest.approx(expected, rel=0.01), level
+        assert task.units["perplexity"] == f"per {level.removesuffix('s')}"
+
+
 def test_tied_weights_are_one_tensor_and_averaged_once(tmp_path: Path) -> None:
     task = make(tmp_path, "task.tied=true", "task.embedding=24")
     assert task.model.head.weight is task.model.embedding.weight
@@ -245,7 +256,7 @@ def test_activations_and_their_changes_are_penalised(tmp_path: Path) -> None:
     logits, dropped, raw, _ = off.model(ids[:, :-1], off.model.initial_state(off.context.batch_size))
     loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     penalised = loss + 2 * (dropped**2).mean() + 3 * ((raw[:, 1:] - raw[:, :-1]) ** 2).mean()
-    for total, words in ((loss, ()), (penalised, ("task.activation=2.0", "task.slowness=3.0"))):
+    for total, words in ((loss, ()), (penalised, ("task.ar=2.0", "task.tar=3.0"))):
         gradients = torch.autograd.grad(total, [*off.model.parameters()], retain_graph=True)
         expected = float(sum(g.square().sum() for g in gradients) ** 0.5)
         task = make(tmp_path, "optimizer.lr=1e-30", "clip.max_norm=1e9", *words)

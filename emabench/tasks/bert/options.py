@@ -12,13 +12,13 @@ from emabench.config import Count, Fraction, Positive, Section
 class FineTune(Section):
     """The classification that the weights are fine-tuned for: at the end of the run, on a copy of them.
 
-    `exchanged`: is a window as it was written, or are some of its tokens exchanged? The others are GLUE's.
+    `replaced_token`: is a window as it was written, or are some of its tokens replaced? The others are GLUE's.
     """
 
-    task: Literal["exchanged", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
+    task: Literal["replaced_token", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
     test: Annotated[
         int, Field(ge=2)
-    ]  # exchanged: windows of the validation text that accuracy is measured on
+    ]  # replaced_token: windows of the validation text that accuracy is measured on
     steps: Count
     batch_size: Count
     lr: Positive  # of AdamW; a tenth of the steps warm up, then it falls linearly to 0

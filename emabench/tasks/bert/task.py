@@ -33,6 +33,7 @@ class Task(base.Task):
 
     metrics: ClassVar[Mapping[str, Direction]] = {
         "perplexity": Direction.LOWER,  # of the masked tokens of the validation text
+        "nats_per_character": Direction.LOWER,  # of the same tokens: comparable between vocabularies
         "finetune_accuracy": Direction.HIGHER,  # percent
         "variance_reduction": Direction.HIGHER,  # variance of the raw weights over that of these, about their trends
         "ar1_reduction": Direction.HIGHER,  # what it would be if the weights were AR(1) processes with their ρ
@@ -85,8 +86,8 @@ class Task(base.Task):
 
     def _labelled(self) -> tuple[Examples, Examples]:
         finetune, length = self.options.finetune, self.options.length
-        if finetune.task == "exchanged":
-            draws = generator(0, "exchanged")  # the same examples for every seed
+        if finetune.task == "replaced_token":
+            draws = generator(0, "replaced_token")  # the same examples for every seed
             valid = Stream(self.text.valid, self.context.device)
             train_count = finetune.steps * finetune.batch_size
             train = replaced_token(self.train.stream, train_count, self.special, length, draws)
@@ -96,7 +97,7 @@ class Task(base.Task):
     @property
     def measured_with(self) -> Mapping[str, str]:
         o, f = self.options, self.options.finetune
-        task = f"{f.test} windows" if f.task == "exchanged" else f"{f.task}, development set"
+        task = f"{f.test} windows" if f.task == "replaced_token" else f"{f.task}, development set"
         traced = f"{len(self.trace.at)} weights over the last {self.trace.steps} steps"
         return {
             "perplexity": f"{self.text.label}, {o.validation_sequences} × {o.length} tokens, {o.masked:.0%} masked",
@@ -105,6 +106,11 @@ class Task(base.Task):
             "ar1_reduction": traced,
             "relative_variance": traced,
         }
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        per_token = f"per masked {self.text.token}"
+        return {"perplexity": per_token, "nats_per_character": "nats", "finetune_accuracy": "%"}
 
     def averaged(self) -> nn.Module:
         return self.model
@@ -126,19 +132,24 @@ class Task(base.Task):
     # -- measuring ----------------------------------------------------------------------------------------------
 
     def evaluate(self) -> Mapping[str, float]:
-        """All metrics at the end of the run; along the way the perplexity alone, for the others take minutes."""
-        metrics = {"perplexity": self._perplexity()}
+        """All metrics at the end of the run; before that those of the validation text only, for the others take minutes."""
+        metrics = self._masked_lm()
         if self.done < self.context.steps:
             return metrics
         return metrics | {"finetune_accuracy": self._finetuned()} | self.trace.of_weights_in_place()
 
-    def _perplexity(self) -> float:
+    def _masked_lm(self) -> dict[str, float]:
         total = torch.zeros((), dtype=torch.float64, device=self.context.device)
         for batch in self.validation:
             scores, _ = self.model(batch)
             total += F.cross_entropy(scores.float().flatten(0, 1), batch.targets.flatten(), reduction="sum")
-        loss = float(total) / sum(batch.targets.numel() for batch in self.validation)
-        return math.exp(loss) if loss < 700 else math.inf
+        targets = torch.cat([batch.targets.flatten().cpu() for batch in self.validation])
+        loss = float(total) / len(targets)
+        characters = int(self.text.characters()[targets].sum())
+        return {
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "nats_per_character": float(total) / characters,
+        }
 
     def _finetuned(self) -> float:
         """Mean accuracy, in percent, of copies of the weights in place that are fine-tuned."""
