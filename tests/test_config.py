@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -185,11 +184,9 @@ def test_quick_answers_import_no_torch(words: list[str], status: int) -> None:
         "import sys; from emabench.cli import main; status = main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(status)"
     )
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - began < 10  # generous: the point is that torch (seconds) is not in it
 
 
 def test_every_verb_tells_its_use(capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,14 +198,13 @@ def test_every_verb_tells_its_use(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_is_an_interruption_wherever_it_comes(number: int) -> None:
     """Not only in the training loop: while torch is imported, between the runs of a sweep, in a report."""
-    program = "import sys, time; from emabench import cli; cli._dispatch = lambda words: time.sleep(60); print(1, flush=True); sys.exit(cli.main([]))"
+    program = "import sys, time; from emabench import cli; cli._dispatch = lambda words: (print(1, flush=True), time.sleep(600)); sys.exit(cli.main([]))"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as going:
         assert going.stdout and going.stdout.readline()
-        time.sleep(0.5)  # it says 1 just before it listens
         going.send_signal(number)
-        assert going.wait(20) == 75
+        assert going.wait(120) == 75
 
 
 FOLDERS = [

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
@@ -42,6 +43,7 @@ else:
 
 # An account of digits alone is a word all the same.
 Word = Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+ENDING = 10.0  # seconds that the process of a job which has left the queue may need to end
 OURS = {"array", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "wrap"}
 
 
@@ -194,11 +196,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_job: int) -> list[Submitted]:
     there = queue()
-    todo = [
-        config
-        for config in missing(configs)
-        if submitted(config) not in there and (config.rerun or not RunDirectory(config.directory()).held())
-    ]
+    todo = _without_held([config for config in missing(configs) if submitted(config) not in there])
     if not todo:
         return []
     check(todo)  # their nodes see this data_dir
@@ -245,6 +243,24 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
                 f"sbatch refused the jobs: {_said(error)} (what they ask for: cluster.KEY=VALUE)"
             ) from error
     return sent
+
+
+def _without_held(configs: Sequence[Config]) -> list[Config]:
+    """Those that no process holds; the others are reported, with the process.
+
+    A job that was cancelled leaves the queue before its process has ended: what was once submitted is waited for.
+    """
+    end = time.monotonic() + ENDING
+    free = []
+    for config in configs:
+        directory = RunDirectory(config.directory())
+        while not config.rerun and submitted(config) and directory.held() and time.monotonic() < end:
+            time.sleep(0.1)
+        if config.rerun or not directory.held():
+            free.append(config)
+        else:
+            print(f"{directory.path}: is being run by {directory.holder()}; not submitted", file=sys.stderr)
+    return free
 
 
 def _said(error: Exception) -> str:

@@ -100,6 +100,13 @@ class RunDirectory:
         except (OSError, UserError):  # none there, or nothing that could be asked
             return False
 
+    def holder(self) -> str:
+        """Who holds the run, as `locked` wrote it: process 123 of HOST."""
+        try:
+            return (self.path / ".lock").read_text(errors="replace").strip()[:200] or "another process"
+        except OSError:
+            return "another process"
+
     def result(self) -> Result | None:
         """The result, None while there is none. Raises DamagedResult."""
         return read_result(self.result_file) if self.result_file.exists() else None

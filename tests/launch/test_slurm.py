@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,6 +189,30 @@ def test_runs_are_noted_before_they_are_in_the_queue(tmp_path: Path, monkeypatch
     ]
 
 
+def test_a_run_whose_cancelled_job_is_still_ending_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its job has left the queue, its process still holds the run; one that does not let go is named."""
+    run = config(f"results_dir={tmp_path}/results")
+    directory = RunDirectory(run.directory())
+    stub(tmp_path, "sbatch", "echo Submitted batch job 7")
+    for name in ("srun", "squeue"):
+        stub(tmp_path, name, "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    profile = slurm.profile("local", {})
+    assert len(slurm.submit("sweep", [run], profile, 1)) == 1
+    with directory.locked():
+        monkeypatch.setattr(slurm, "ENDING", 0.2)
+        assert slurm.submit("sweep", [run], profile, 1) == []
+        assert f"{directory.path}: is being run by process {os.getpid()} of " in capsys.readouterr().err
+    monkeypatch.setattr(slurm, "ENDING", 60.0)
+    held = directory.locked()
+    held.__enter__()
+    threading.Timer(0.5, held.__exit__, (None, None, None)).start()
+    assert len(slurm.submit("sweep", [run], profile, 1)) == 1
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -352,8 +377,14 @@ def test_a_sweep_on_a_cluster_submits_each_run_once(
     assert cancelled
     subprocess.run(["scancel", slurm.queue()[cancelled].job], check=True)
     wait_until(lambda: cancelled not in slurm.queue(), "it is cancelled")
-    with RunDirectory(long_runs(tmp_path)[1].directory()).locked():  # somebody runs it by hand
-        assert submitted() == "submitted 0 of 2"
+    directory = RunDirectory(long_runs(tmp_path)[1].directory())
+    wait_until(lambda: not directory.held(), "its process has ended")
+    monkeypatch.setattr(slurm, "ENDING", 0.0)
+    with directory.locked():  # somebody runs it by hand
+        assert main(send) == DONE
+    shown = capsys.readouterr()
+    assert shown.out.startswith("submitted 0 of 2")
+    assert f"{directory.path}: is being run by process {os.getpid()} of " in shown.err
     assert submitted() == "submitted 1 of 2"
     wait_until(lambda: not slurm.queue(), "the queue is empty")
     assert main([*words, "--collect"]) == DONE

@@ -69,10 +69,11 @@ def test_what_training_left_comes_back_where_beginning_anew_fails(tmp_path: Path
     config = smoke("quadratic", tmp_path, "snapshots.every=5")
     run(config)
     directory = RunDirectory(config.directory())
+    assert list(directory.checkpoints.iterdir()) and list(directory.snapshots.iterdir())
     before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
     with pytest.raises(ZeroDivisionError), directory.anew():
         assert not directory.result()
-        assert not list(directory.path.rglob("*.safetensors")) and not directory.snapshots.exists()
+        assert not list(directory.checkpoints.iterdir()) and not directory.snapshots.exists()
         raise ZeroDivisionError
     assert {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()} == before
 
