@@ -160,7 +160,31 @@ def profiles() -> Iterator[str]:
             yield f"::: emabench.averaging.{rule.__name__}\n"
 
 
-LISTS = {"sweeps": sweeps, "claims": claims, "kinds": kinds, "profiles": profiles}
+def verdicts() -> Iterator[str]:
+    """The verdicts in the words of a page, on a stand-in and on the published setting."""
+    from emabench.report import words
+
+    yield "| | on a stand-in | at `scale=paper` | meaning |\n|---|---|---|---|"
+    for kind, meaning in words.MEANINGS.items():
+        where = [words.kind(kind, stand_in=stand_in) for stand_in in (True, False)]
+        yield f"| {words.MARKS[kind]} | {where[0]} | {where[1]} | {cell(meaning)} |"
+
+
+def judging() -> Iterator[str]:
+    """How claims are decided, as every page says it."""
+    from emabench.report import words
+
+    yield from (f"* {text}" for text in words.HOW)
+
+
+LISTS = {
+    "judging": judging,
+    "verdicts": verdicts,
+    "sweeps": sweeps,
+    "claims": claims,
+    "kinds": kinds,
+    "profiles": profiles,
+}
 
 
 # -- reference ------------------------------------------------------------------------------------------------
