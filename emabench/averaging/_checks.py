@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,7 +31,7 @@ def check_number(
     high_open: bool = False,
 ) -> None:
     """ValueError unless `value` is a number between low and high (ends included unless open)."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
     if (
         number
         and low <= value <= high
@@ -43,15 +44,16 @@ def check_number(
 
 def check_count(field: str, value: Any, least: int) -> None:
     """ValueError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{field}={value!r}: give a whole number of at least {least}")
 
 
 def check_fraction_or_count(field: str, value: Any, *, zero: bool) -> None:
     """ValueError unless `value` is a whole number of updates, or a share of the run strictly between 0 and 1."""
-    if not isinstance(value, bool) and isinstance(value, (int, float)):
-        whole = float(value).is_integer() and (value > 0 or (zero and value == 0))
-        if whole or 0 < value < 1:
+    if not isinstance(value, bool) and isinstance(value, numbers.Real):
+        number = float(value)
+        whole = number.is_integer() and (number > 0 or (zero and number == 0))
+        if whole or 0 < number < 1:
             return
     least = "at least 0" if zero else "at least 1"
     raise ValueError(

@@ -63,7 +63,7 @@ class Plan:
         sets: Sequence[Sequence[Tensor]],
         compensation: Sequence[Sequence[Tensor] | None],
     ) -> None:
-        self._pointers = [t.data_ptr() for t in live]
+        self._layout = _layout(live)
         live = [t.detach() for t in live]
         self._native = native.table(live, sets, compensation)
         self._fused = None if any(compensation) else fused.table(live, sets)
@@ -75,8 +75,8 @@ class Plan:
                 chunk.staged = self._scratch_like([s[0] for s in zip(*chunk.shadows, strict=True)], 0)
 
     def fits(self, live: Sequence[Tensor]) -> bool:
-        """Whether the live tensors still have the memory that this plan was made for."""
-        return [t.data_ptr() for t in live] == self._pointers
+        """Whether the live tensors still have the memory, shapes, strides and types that this plan was made for."""
+        return _layout(live) == self._layout
 
     def _scratch_like(self, pieces: Sequence[Tensor], slot: int) -> list[Tensor]:
         """Views of one reused buffer, shaped like `pieces`; `slot` keeps buffers apart that are used together."""
@@ -165,6 +165,10 @@ class Plan:
         torch.sub(new, shadow, out=compensation)
         compensation.sub_(y)
         shadow.copy_(new)
+
+
+def _layout(live: Sequence[Tensor]) -> list[tuple[int, torch.Size, tuple[int, ...], torch.dtype]]:
+    return [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in live]
 
 
 def first_non_finite(names: Iterable[str], tensors: Iterable[Tensor]) -> str | None:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a tensor's name fits a pattern; "*.mask" fits "mask" as well as "block.mask"."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(f".{name}", pattern)
+
+
 @dataclass(frozen=True)
 class PerLayer(Profile, kind="per_layer"):
     """One profile by name pattern: `rules` maps a pattern ("head.*") to a profile, `default` takes the rest.
@@ -48,6 +53,16 @@ class PerLayer(Profile, kind="per_layer"):
         object.__setattr__(self, "every", self.default.every)
         super().__post_init__()
 
+    @classmethod
+    def with_rules(cls, profile: Profile, rules: Mapping[str, Profile]) -> PerLayer:
+        """`profile`, with rules of their own for names that it has no rule for."""
+        if isinstance(profile, PerLayer):
+            return cls(
+                default=profile.default,
+                rules={**profile.rules, **{k: v for k, v in rules.items() if k not in profile.rules}},
+            )
+        return cls(default=profile, rules=rules)
+
     @property
     def from_initial(self) -> bool:
         return self.default.from_initial
@@ -64,7 +79,7 @@ class PerLayer(Profile, kind="per_layer"):
     def component_of(self, name: str) -> int:
         """Which of `components` the tensor called `name` follows."""
         for i, pattern in enumerate(self.rules, 1):
-            if fnmatch.fnmatchcase(name, pattern):
+            if matches(name, pattern):
                 return i
         return 0
 

@@ -15,6 +15,7 @@ average by name.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -78,6 +79,13 @@ class Stepper:
         changed = (k - 1) % self.profile.sets
         return [Step(changed, [steps[i][0] for i in self.component])]
 
+    def state_after(self, k: int) -> list[float]:
+        """The state that k changes from the start leave, as far as it does not depend on the training."""
+        state = [0.0] * len(self.components)
+        for i in range(1, k + 1):
+            state = [p.advance(i, log)[1] for p, log in zip(self.components, state, strict=True)]
+        return state
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
@@ -103,6 +111,12 @@ class Profile:
             KINDS[kind] = cls
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, numbers.Number) and hasattr(
+                value, "item"
+            ):  # a number of numpy: plain data are kept
+                object.__setattr__(self, f.name, value.item())
         check_fraction_or_count("start", self.start, zero=True)
         if float(self.start).is_integer():
             object.__setattr__(self, "start", int(self.start))

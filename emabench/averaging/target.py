@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from emabench.averaging._checks import check_choice
 from emabench.averaging.averager import Averager
+from emabench.averaging.copying import Settings, copy_model
+from emabench.averaging.following import Structure, entries
 from emabench.averaging.profiles import Profile
-from emabench.averaging.tensors import Structure, followed, is_sharded, local
+from emabench.averaging.tensors import is_sharded, local
 
 _NAME = "target"
 
@@ -22,9 +24,20 @@ class TargetNetwork:
     target = TargetNetwork(critic, EMA(decay=0.995)); target.update() after each step; target(x) runs the copy.
 
     decay is what the target KEEPS (the article's τ in eq. 31 and 104); TD3's papers call 1 − decay τ.
-    module: the copy; its parameters need no gradient. Gradients still flow to inputs that need them.
-    buffers: "average" and "copy" as for `Averager`; "own" leaves the copy's buffers to its own forward passes
-        (MoCo's and BYOL's batch norm).
+
+    Args:
+        model: the model that is trained. Numbers, strings and flags in its modules' attributes (a temperature, a
+            drop rate) are taken over at each update.
+        profile: the rule of the average.
+        buffers: "average" and "copy" as for `Averager`; "own" leaves the copy's buffers to its own forward passes
+            (MoCo's and BYOL's batch norm).
+        mode: "own" leaves the copy in the mode that it is set to, the model's at first; "eval" keeps it in eval mode;
+            "follow" gives each of its modules the mode of the model's at every call.
+        dtype, check_finite: as for `Averager`.
+
+    Attributes:
+        module: the copy; its parameters need no gradient. Gradients still flow to inputs that need them.
+        averager: what carries the average.
     """
 
     def __init__(
@@ -33,34 +46,44 @@ class TargetNetwork:
         profile: Profile | Mapping[str, Any],
         *,
         buffers: str = "average",
+        mode: str = "own",
         dtype: torch.dtype | None = None,
         check_finite: bool = True,
     ) -> None:
         if buffers not in ("average", "copy", "own"):
             raise ValueError(f"buffers={buffers!r}: give 'average', 'copy' or 'own'")
-        self.own_buffers = buffers == "own"
+        check_choice("mode", mode, ("own", "eval", "follow"))
+        self.own_buffers, self.mode = buffers == "own", mode
         policy = "recompute" if self.own_buffers else buffers
         self.averager = Averager(
             model, {_NAME: profile}, buffers=policy, dtype=dtype, check_finite=check_finite
         )
-        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.module = copy_model(model).requires_grad_(False)
+        self._settings = Settings(model, self.module)
         self._list_tensors()
         self._sync()
         self._share()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The copy's forward pass."""
+        if self.mode == "eval" and self.module.training:
+            self.module.eval()
+        elif self.mode == "follow":
+            for source, target in zip(self.averager.model.modules(), self.module.modules(), strict=True):
+                target.training = source.training
         return self.module(*args, **kwargs)
 
-    def update(self) -> None:
-        """Follow the model; call it after each of its optimiser steps."""
-        self.averager.update()
+    def update(self, step: int | None = None) -> None:
+        """Follow the model; call it after each of its optimiser steps. `step` as for `Averager.update`."""
+        self.averager.update(step)
+        self._settings.take_over()
         self._sync()
 
     def _list_tensors(self) -> None:
-        parameters, held = followed(self.module, "average")
-        self._tensors: dict[str, Tensor] = {f.name: f.tensor for f in parameters + held}
-        self._structure = Structure(self.module, parameters + held)
+        self._tensors: dict[str, Tensor] = {}
+        for entry in entries(self.module):
+            self._tensors.setdefault(entry.name, entry.tensor)
+        self._structure = Structure(self.module)
 
     def _share(self) -> None:
         """Let the copy's parameters lie in the average's own memory where the type allows: nothing to copy then."""

@@ -84,6 +84,7 @@ class Warmup:
     """A ramp of the decay: `shape` (one of SHAPES), its scale `steps` in updates, the decay it starts from.
 
     `steps` strictly between 0 and 1 is a share of the run, made a number of updates by `bound(steps=…)`.
+    `min_decay` is a floor: the decay is never below it (diffusers' and ema-pytorch's `min_decay`, `min_value`).
     `initial` serves linear, log, cosine, two_phase and article_eq35; `power` serves power.
     Raises ValueError for an unknown shape, steps ≤ 0, initial outside [0, 1) or power ≤ 0.
     """
@@ -92,11 +93,13 @@ class Warmup:
     steps: float = 10.0
     initial: float = 0.0
     power: float = 2.0 / 3.0
+    min_decay: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("warmup.shape", self.shape, SHAPES)
         check_fraction_or_count("warmup.steps", self.steps, zero=False)
         check_number("warmup.initial", self.initial, 0.0, 1.0, "a decay in [0, 1)", high_open=True)
+        check_number("warmup.min_decay", self.min_decay, 0.0, 1.0, "a decay in [0, 1)", high_open=True)
         check_number("warmup.power", self.power, 0.0, math.inf, "a number above 0", low_open=True)
 
     @classmethod
@@ -118,7 +121,7 @@ class Warmup:
 
     def decay(self, t: int, beta: float) -> float:
         """The decay of update t ≥ 1 of an EMA whose final decay is `beta`."""
-        return min(max(SHAPES[self.shape](t, beta, self), 0.0), 1.0 - 2.0**-53)
+        return min(max(SHAPES[self.shape](t, beta, self), self.min_decay), 1.0 - 2.0**-53)
 
     @property
     def relative(self) -> bool:
@@ -127,4 +130,5 @@ class Warmup:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `Warmup.of` takes back."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return plain if self.min_decay else {k: v for k, v in plain.items() if k != "min_decay"}
