@@ -29,7 +29,7 @@ from emabench.tables.judge import Judged, MeasuredRow, Ruling
 from emabench.tables.parts import Source
 from emabench.tables.verdict import Kind
 
-EVIDENCE = {"V": "opened in the primary source", "V2": "seen in a copy that quotes it"}
+EVIDENCE = {"V": "opened in the primary source", "V2": "seen in a copy that quotes it", "D": "derived here"}
 PICTURE_LIMIT = 400_000  # bytes of one picture: larger ones are named, not embedded
 
 

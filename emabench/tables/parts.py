@@ -98,10 +98,13 @@ class SeedPlan(Section):
 
 
 class Source(Section):
-    """Where published numbers stand. `mark`: V opened in the primary source, V2 seen in a copy that quotes it."""
+    """Where published numbers stand.
+
+    `mark`: V opened in the primary source, V2 seen in a copy that quotes it, D derived, with the formula in `text`.
+    """
 
     text: str
-    mark: Literal["V", "V2"]
+    mark: Literal["V", "V2", "D"]
 
 
 class Published(Section):

@@ -85,7 +85,7 @@ def test_the_page_of_a_table(ddpm: Judged) -> None:
         "nothing of the published setting was run"
     )
     assert (
-        "the relative change of FID from no EMA to β = 0.9999 is −38% (± 8%) or −74% to −60% (± 8%)"
+        "the relative change of FID from no EMA to β = 0.9999 is −40% to −38% (± 8%) or −74% to −60% (± 8%)"
         in page.text
     )
     assert "1 of 12 runs diverged (seed 11)" in page.text and "n = 11/12" in page.text

@@ -37,7 +37,7 @@ def test_a_report_says_question_verdicts_and_numbers(ddpm: Judged) -> None:
     pytest.importorskip("wandb_workspaces")
     found = wandb_views.report(ddpm, "team", "emabench")
     text = json.dumps(wandb_views.spec(found), ensure_ascii=False)
-    assert found.title == "DDPM on CIFAR-10 (small)"
+    assert found.title == "A small DDPM on 8x8 digits (small)"
     assert ddpm.table.question in text
     assert "| measured | n | change | article | published |" in text
     assert "✓ seen in the stand-in" in text

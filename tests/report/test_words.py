@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from emabench.report import words
-from emabench.tables.judge import Judged
+from emabench.tables import spec
+from emabench.tables.judge import Judged, judge
 from emabench.tables.provenance import Since
 from emabench.tables.verdict import Effect, Kind, Verdict
 
@@ -67,3 +68,27 @@ def test_the_next_seed_and_the_worst() -> None:
 
 def test_an_overview_says_its_own_error_rate() -> None:
     assert "of 8 tables expect at most 0.4 with one" in words.overview(8)
+
+
+@pytest.mark.parametrize("name", spec.names())
+def test_a_stand_in_says_what_it_is(name: str) -> None:
+    table = spec.load(name)
+    judged = judge(table, "small", {arm: {100: None} for arm in table.arms})
+    header = words.header(judged)
+    if table.stand_in("small"):
+        assert "a stand-in" in header
+        assert table.titled("small") != table.titled("paper"), "a title names what was run"
+        assert table.trained["small"] in header
+        for published in ("ImageNet", "CIFAR", "ResNet-50", "BERT-base"):
+            assert published not in table.titled("small").replace("stand-in for", "").partition("(")[0]
+
+
+def test_a_control_is_named_with_its_verdict(classifiers: Judged) -> None:
+    text = words.control(classifiers)
+    assert text == (
+        "Positive control: At a constant rate EMA 0.999 is better than SGD: ✓ seen in the stand-in (exploratory)"
+    )
+    assert words.control(replace(classifiers, scale="paper")) == ""
+    moco = spec.load("moco_imagenet100")
+    judged = judge(moco, "small", {arm: {100: None} for arm in moco.arms})
+    assert words.baselines(judged) == "Baselines: encoder not trained, memory bank, no key encoder"

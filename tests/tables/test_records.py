@@ -37,7 +37,7 @@ def test_the_command_renders_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     (source,) = (f for f in files.write(judged, tmp_path) if f.suffix == ".json")
     out = tmp_path / "out"
     assert main(["table", "ddpm_cifar10", "--from", str(source), f"results_dir={out}"]) == 0
-    assert "DDPM on CIFAR-10  §16.1" in capsys.readouterr().out
+    assert "A small DDPM on 8x8 digits  §16.1" in capsys.readouterr().out
     assert (out / "report" / "ddpm_cifar10.md").read_text() == files.markdown(judged)
     assert (out / "report" / "ddpm_cifar10.html").exists()
 
