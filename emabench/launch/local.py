@@ -22,6 +22,7 @@ from emabench.errors import DONE, INTERRUPTED, MISTAKE, Interrupted, RunFailed, 
 from emabench.launch.plan import check, check_device, found, has_gpu_driver
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory
+from emabench.runs.files import open_regular
 from emabench.training.interruption import StopRequest, stop_requests
 
 if TYPE_CHECKING:
@@ -181,12 +182,12 @@ def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest
 def last_words(path: Path) -> str:
     """The last line that a run's process wrote."""
     try:
-        with (path / "log.txt").open("rb") as file:
+        with open_regular(path / "log.txt", 2**40) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             lines = file.read().decode(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return lines[-1] if lines else ""
+    return "".join(c if c.isprintable() else " " for c in lines[-1]) if lines else ""
 
 
 def _start(config: Config, environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -33,7 +33,7 @@ from emabench.launch.local import missing, run_missing
 from emabench.launch.plan import check
 from emabench.paths import conf_dir
 from emabench.runs.directory import RunDirectory
-from emabench.runs.files import read_yaml, write_text
+from emabench.runs.files import read_bytes, read_yaml, write_text
 from emabench.training.interruption import was_interrupted
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def _record(config: Config) -> Path:
 def submitted(config: Config) -> Submitted | None:
     """Where a run was last sent, None where it never was."""
     try:
-        found = json.loads(_record(config).read_text(encoding="utf-8"))
+        found = json.loads(read_bytes(_record(config), 10_000))
         return Submitted(str(found["name"]), int(found["place"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None

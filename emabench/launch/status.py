@@ -69,7 +69,7 @@ def standings(runs: Mapping[str, Config]) -> dict[str, Standing]:
 
 def show(runs: Mapping[str, Config]) -> None:
     """A line on each run, by its name, and one on all of them; then what there is to say of some."""
-    console = Console()
+    console = Console(markup=False)
     found = standings(runs)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("run", "state", "steps", "left", "job"):

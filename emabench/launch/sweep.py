@@ -89,7 +89,7 @@ def _show(results: Mapping[str, Result | None]) -> None:
         else:
             row += ["–", "", ""]
         shown.add_row(*row)
-    Console().print(shown)
+    Console(markup=False).print(shown)
 
 
 def _show_averages(results: Mapping[str, Result | None]) -> None:
@@ -104,7 +104,7 @@ def _show_averages(results: Mapping[str, Result | None]) -> None:
             start = [""] * len(start)
         if not values:
             shown.add_row(*start, "–", "", "")
-    Console().print(shown)
+    Console(markup=False).print(shown)
 
 
 def _table(results: Mapping[str, Result | None], columns: Sequence[str]) -> tuple[Table, str | None]:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 import emabench
 from emabench.report import figures, files, words
 from emabench.report import format as say
-from emabench.runs.files import write_text
+from emabench.runs.files import read_bytes, write_text
 from emabench.runs.result import RAW
 from emabench.tables import curves, spec
 from emabench.tables.gather import Run
@@ -38,10 +38,10 @@ def write_table(judged: Judged, folder: Path) -> Path:
 
     Raises UserError where the folder cannot be written to.
     """
+    text, path = page([judged]), files.page_of(judged.table.name, judged.scale, folder)
     with files.writing(folder):
         files.write(judged, folder)
-        path = files.page_of(judged.table.name, judged.scale, folder)
-        write_text(path, page([judged]))
+        write_text(path, text)
     return path
 
 
@@ -53,12 +53,12 @@ def write_report(
     `others` are runs of no table, `unreadable` says what could not be read. Raises UserError where the folder cannot
     be written to.
     """
+    text, path = page(judged, others, unreadable), folder / "index.html"
     with files.writing(folder):
         for each in judged:
             if each.all_runs:
                 files.write(each, folder)
-        path = folder / "index.html"
-        write_text(path, page(judged, others, unreadable))
+        write_text(path, text)
     return path
 
 
@@ -361,8 +361,11 @@ def _embedded(run: Run, average: str) -> dict[str, Any] | None:
     path = run.picture(average)
     if path is None:
         return None
-    data = path.read_bytes()
-    if len(data) > PICTURE_LIMIT or data[:8] != b"\x89PNG\r\n\x1a\n":
+    try:
+        data = read_bytes(path, PICTURE_LIMIT)
+    except OSError:
+        return None
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
         return None
     width, height = struct.unpack(">II", data[16:24])
     return {

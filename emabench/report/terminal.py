@@ -38,15 +38,15 @@ def show(judged: Judged, console: Console | None = None) -> None:
     """A table with what was measured, what is reported and published, and the verdicts."""
     console = console or _console()
     table = judged.table
-    console.print(f"\n[bold]{table.titled(judged.scale)}[/]  {table.where}", highlight=False)
-    console.print(f"[dim]{words.header(judged)}[/]", highlight=False)
-    console.print(f"[dim]{table.question}[/]", highlight=False)
+    _print(console, "\n", (table.titled(judged.scale), "bold"), f"  {table.where}")
+    _print(console, (words.header(judged), "dim"))
+    _print(console, (table.question, "dim"))
     if judged.all_runs:
         runs, seeds = len(judged.all_runs), judged.seeds
-        console.print(f"[dim]{seeds} seed{_s(seeds)} in every arm, {runs} run{_s(runs)}[/]", highlight=False)
+        _print(console, (f"{seeds} seed{_s(seeds)} in every arm, {runs} run{_s(runs)}", "dim"))
     for who in ("article", "literature"):
         if tally := judged.tally(who):
-            console.print(f"{who:<11}{words.tally(tally, judged.stand_in)}", highlight=False)
+            _print(console, f"{who:<11}{words.tally(tally, judged.stand_in)}")
     for metric in table.metrics:
         console.print()
         console.print(_metric(judged, metric, narrow=console.width < 96))
@@ -62,23 +62,18 @@ def show_run(
     """One run: every set of weights measured, and beneath it what the article and the literature say of its task."""
     console = console or _console()
     run = Run(result)
-    console.print(
-        f"\n[bold]{result.task}[/] {result.run_id} · {say.steps(result.steps)} steps · "
-        f"{say.seconds(sum(result.timing.values()))}"
-        if result.timing
-        else f"\n[bold]{result.task}[/] {result.run_id}",
-        highlight=False,
-    )
+    took = f" · {say.steps(result.steps)} steps · {say.seconds(sum(result.timing.values()))}"
+    _print(console, "\n", (result.task, "bold"), f" {result.run_id}{took if result.timing else ''}")
     if result.status != "finished":
-        console.print(f"[red]✗ {result.status}[/]: {result.reason or 'no reason given'}", highlight=False)
+        _print(console, (f"✗ {result.status}", "red"), f": {result.reason or 'no reason given'}")
         return
     console.print(_weights(run, console))
     for text in dict.fromkeys(result.measured_with.values()):
         names = ", ".join(name for name, other in result.measured_with.items() if other == text)
-        console.print(f" [dim]{names}: {text}[/]", highlight=False)
+        _print(console, (f" {names}: {text}", "dim"))
     if result.references:
         listed = " · ".join(f"{name} {say.number(value)}" for name, value in result.references.items())
-        console.print(f" [dim]for comparison: {listed}[/]", highlight=False)
+        _print(console, (f" for comparison: {listed}", "dim"))
     said = [t for t in (spec.of_task(result.task) if tables is None else tables) if _says_numbers(t)]
     for table in said:
         console.print()
@@ -139,23 +134,23 @@ def show_comparison(comparison: Comparison, console: Console | None = None) -> N
     """Groups of runs side by side; differences to the first group are paired by seed."""
     console = console or _console()
     names = [chr(ord("A") + i) if i < 26 else str(i) for i in range(len(comparison.groups))]
-    console.print(f"\n[bold]{comparison.task}[/]", highlight=False)
+    _print(console, "\n", (comparison.task, "bold"))
     for name, group in zip(names, comparison.groups, strict=True):
         seeds = ", ".join(map(str, group.runs))
         apart = "  ".join(group.differs) or "one configuration"
         lost = f", {group.diverged} diverged" if group.diverged else ""
-        console.print(f" [bold]{name}[/]  {apart}  [dim](seed {seeds}{lost})[/]", highlight=False)
+        _print(console, " ", (name, "bold"), f"  {apart}  ", (f"(seed {seeds}{lost})", "dim"))
     for metric in comparison.metrics:
         console.print()
         if metric in comparison.unlike:
             listed = "; ".join(comparison.unlike[metric])
-            console.print(f" {metric}: [bold]not comparable[/], measured with {listed}", highlight=False)
+            _print(console, f" {metric}: ", ("not comparable", "bold"), f", measured with {listed}")
             continue
         wide, long = _side_by_side(comparison, metric, names), _one_below(comparison, metric, names)
         unbounded = console.options.update(max_width=10_000)
         fits = Measurement.get(console, unbounded, wide).maximum <= console.width
         console.print(wide if fits else long)
-    console.print(" [dim]± and [ ] are 95 % intervals over seeds; differences are paired by seed.[/]")
+    _print(console, (" ± and [ ] are 95 % intervals over seeds; differences are paired by seed.", "dim"))
 
 
 def _side_by_side(comparison: Comparison, metric: str, names: Sequence[str]) -> Grid:
@@ -320,8 +315,13 @@ def _grid(title: str | None = None) -> Grid:
     )
 
 
+def _print(console: Console, *parts: str | tuple[str, str]) -> None:
+    """A line of texts, some of them with a style. Nothing in them is read as markup: results may be a stranger's."""
+    console.print(Text.assemble(*parts), highlight=False)
+
+
 def _console() -> Console:
-    console = Console()
+    console = Console(markup=False)  # for the cells of tables
     console.width = min(console.width, WIDEST)
     return console
 

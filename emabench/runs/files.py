@@ -1,16 +1,19 @@
-"""Writing files so that a reader never sees half of one."""
+"""Write files so that a reader never sees half of one; read what others wrote without trusting it."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LIMIT = 100_000_000  # bytes of a result or a history
+YAML_LIMIT = 1_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,10 +63,40 @@ def remove_leftovers(folder: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+def open_regular(path: Path, limit: int = LIMIT) -> IO[bytes]:
+    """Open a file to read it. Raises OSError for what is no regular file, which may never end, and for a larger one.
+
+    limit: bytes that the file may have
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    about = os.fstat(file.fileno())
+    problem = ""
+    if not stat.S_ISREG(about.st_mode):
+        problem = "is not a regular file"
+    elif about.st_size > limit:
+        problem = f"has {_bytes(about.st_size)}, more than the {_bytes(limit)} that such a file may have"
+    if problem:
+        file.close()
+        raise OSError(errno.EINVAL, problem, str(path))
+    return file
+
+
+def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+    """The content of a regular file. Raises OSError, also for one of more than `limit` bytes."""
+    with open_regular(path, limit) as file:
+        return file.read(limit)
+
+
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. OSError where it cannot be read; ValueError, in a line, where it is no YAML."""
+    """What a YAML file holds. OSError where it cannot be read; ValueError, in a line, where it is no YAML.
+
+    Aliases are refused: a few lines of them may stand for more than fits into memory.
+    """
     try:
-        return yaml.load(path.read_bytes(), LOADER)
+        data = read_bytes(path, YAML_LIMIT)
+        if b"*" in data and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, LOADER)):
+            raise ValueError("has an alias (*name); write out what it stands for")
+        return yaml.load(data, LOADER)
     except OSError:
         raise
     except Exception as error:  # besides YAMLError, tags with wrong values raise whatever comes (PyYAML 6)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emabench.runs.files import write_text
+from emabench.runs.files import open_regular, write_text
 
 
 class History:
@@ -55,7 +55,7 @@ class NoHistory(History):
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a history; one cut short by a crash, or damaged since, is passed over."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with open_regular(path) as file:
         for text in file:
             try:
                 line = json.loads(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from emabench.errors import RunFailed
+from emabench.runs.files import read_bytes
 
 SCHEMA = 1
 Status = Literal["finished", "diverged", "failed"]
@@ -18,6 +20,12 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 RAW = "raw"  # the weights themselves, always the first row
 LARGEST = 1e100  # what is beyond is no measurement, and its square no number
 Number = Annotated[float, Field(gt=-LARGEST, lt=LARGEST)]
+
+
+# Control characters but tab and newline, as they are or as JSON escapes them; an escaped backslash is none.
+CONTROL = re.compile(
+    r"(?P<backslash>\\\\)|\\u00(?:0[0-8bcefBCEF]|1[0-9a-fA-F]|7[fF]|[89][0-9a-fA-F])|\\[bfr]|[\x7f-\x9f]"
+)
 
 
 class DamagedResult(RunFailed):
@@ -79,7 +87,7 @@ def to_json(result: Result) -> str:
 def read_result(path: Path) -> Result:
     """Read one `result.json`. Raises DamagedResult when it is not one, FileNotFoundError when there is none."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(path).decode(errors="replace")
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -89,6 +97,8 @@ def read_result(path: Path) -> Result:
 
 def parse_result(text: str, source: str) -> Result:
     """A result from its JSON text; `source` names where it is from. Raises DamagedResult when it is not one."""
+    # They would move a terminal's cursor, or worse.
+    text = CONTROL.sub(lambda found: found["backslash"] or "\\ufffd", text)
     try:
         schema = json.loads(text)["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -111,7 +121,7 @@ def row_to_json(row: Row) -> str:
 def read_row(path: Path) -> Row | None:
     """One row by itself; None where the file holds none."""
     try:
-        return _ROW.validate_json(path.read_bytes())
+        return _ROW.validate_json(read_bytes(path))
     except (OSError, ValidationError):
         return None
 

@@ -67,7 +67,10 @@ class Run:
     @cached_property
     def _lines(self) -> list[dict[str, Any]]:
         file = self.path / "history.jsonl" if self.path else None
-        return list(history.lines(file)) if file and file.exists() else []
+        try:
+            return list(history.lines(file)) if file and file.exists() else []
+        except OSError:
+            return []
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, training loss) along the run."""

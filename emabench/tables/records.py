@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emabench.errors import UserError
+from emabench.runs.files import read_bytes
 from emabench.runs.result import DamagedResult, parse_result
 from emabench.tables.gather import Run, Runs
 from emabench.tables.judge import Judged
@@ -44,7 +45,7 @@ def to_json(judged: Judged, command: str) -> str:
 def read(path: Path, table: Table) -> tuple[str, Runs]:
     """The scale and the runs of a file that `to_json` wrote. Raises UserError for one that is not of this table."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_bytes(path))
         listed: list[dict[str, Any]] = data["runs"]
     except OSError as error:
         raise UserError(f"--from {path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,140 @@
+"""Files of strangers: they run no code, hang nothing, fill no memory and write nothing to a terminal but text."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emabench.cli import main
+from emabench.errors import DONE, FAILED, MISTAKE
+from emabench.runs import files, result
+from emabench.runs.directory import run_directories
+from emabench.runs.result import DamagedResult, read_result
+
+RUN = ["task=quadratic", "scale=smoke", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results directory with one finished run."""
+    folder = tmp_path_factory.mktemp("security") / "results"
+    assert main([*RUN, f"results_dir={folder}"]) == DONE
+    return folder
+
+
+@pytest.fixture
+def results(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be tampered with."""
+    subprocess.run(["cp", "-a", str(finished), str(tmp_path / "results")], check=True)
+    return tmp_path / "results"
+
+
+def the_run(results: Path) -> Path:
+    return next((results / "quadratic").iterdir())
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def gigabyte(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(10**9)  # sparse
+
+
+def bomb(path: Path) -> None:
+    lines = ['a0: &a0 ["x", "x", "x", "x", "x", "x", "x", "x", "x"]']
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.yaml", "history.jsonl"])
+@pytest.mark.parametrize("make", [fifo, endless, loop, folder, gigabyte, bomb])
+def test_no_file_of_a_run_hangs_or_fills_memory(
+    make: Callable[[Path], None], name: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command answers, and a report is made of what can be read."""
+    run = the_run(results)
+    (run / name).unlink()
+    make(run / name)
+    capsys.readouterr()
+    assert main(["report", f"results_dir={results}"]) == DONE
+    assert main(["compare", str(run)]) in (DONE, FAILED, MISTAKE)
+    assert main(
+        ["table", "variance_law", "scale=smoke", "seeds=1", f"results_dir={results}", "--status"]
+    ) in (
+        DONE,
+        FAILED,
+    )
+    if name == "result.json":
+        with pytest.raises((DamagedResult, FileNotFoundError), match=str(run / name)):
+            read_result(run / name)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_file_that_is_too_large_says_how_large_it_may_be(tmp_path: Path) -> None:
+    gigabyte(tmp_path / "result.json")
+    with pytest.raises(DamagedResult, match=r"1000\.0 MB, more than the 100\.0 MB"):
+        read_result(tmp_path / "result.json")
+
+
+def test_links_in_circles_end(tmp_path: Path) -> None:
+    (tmp_path / "quadratic").symlink_to(tmp_path)
+    (tmp_path / "x").symlink_to("y")
+    (tmp_path / "y").symlink_to("x")
+    assert run_directories(tmp_path) == []
+
+
+def test_yaml_of_ours_still_reads(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: '*not an alias'\ny: 2 * 3\n")
+    assert files.read_yaml(tmp_path / "a.yaml") == {"x": "*not an alias", "y": "2 * 3"}
+
+
+def test_a_foreign_result_writes_text_alone_to_the_terminal(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither control characters nor rich's markup: the names, reasons and notes are shown as they are."""
+    file = the_run(results) / "result.json"
+    found = json.loads(file.read_text())
+    found["measured_with"] = dict.fromkeys(found["metrics"], "[/x][bold]note[/] \x1b[2J\x9b1m\x07")
+    found["references"] = {"[red]floor\x1b]0;title\x07": 1.0}
+    found["rows"][1]["average"] = "[link=http://x]ema\x1b[31m"
+    for ascii_only in (True, False):
+        file.write_text(json.dumps(found, ensure_ascii=ascii_only))
+        for words in (
+            [*RUN, f"results_dir={results}"],
+            ["compare", str(file.parent)],
+            ["-m", *RUN, "seed=0", f"results_dir={results}", "--collect"],
+            ["table", "variance_law", "scale=smoke", "seeds=1", f"results_dir={results}", "--collect"],
+            ["report", f"results_dir={results}"],
+        ):
+            assert main(words) == DONE, words
+            shown = capsys.readouterr()
+            text = (shown.out + shown.err).replace("\n", "")
+            assert text.isprintable(), words
+    assert main([*RUN, f"results_dir={results}"]) == DONE
+    shown = capsys.readouterr().out
+    assert "[/x][bold]note[/]" in shown and "[link=http://x]ema" in shown and "[red]floor" in shown
+
+
+def test_a_backslash_in_a_result_is_one() -> None:
+    assert result.CONTROL.sub(lambda m: m["backslash"] or "?", r"C:\\bin \\u001b \u001b \n") == (
+        r"C:\\bin \\u001b ? \n"
+    )
