@@ -6,6 +6,7 @@ Reads sources as text, and imports nothing that needs torch.
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from emabench import averaging
+from emabench import audit, averaging
 from emabench.config import SCALES, Config, Section
+from emabench.report import audit_page
 
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "benchmarks" / "tables"
@@ -28,6 +30,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add one page a table to the navigation."""
     pages = [{"All tables": "results/index.md"}]
     pages += [{title(path): f"results/{path.stem}.md"} for path in table_pages()]
+    pages.append({"The article's statements": "audit.md"})
     for section in config.nav or []:
         if FOUND in section:
             section[FOUND] = pages
@@ -43,6 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     for uri, text in generated().items():
         files.append(File.generated(config, uri, content=text))
+    files.append(File.generated(config, "audit-statements.html", content=audit_statements()))
     for path in sorted(TABLES.glob("*.json")) + sorted(TABLES.glob("*.csv")):
         files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
     return files
@@ -124,6 +128,11 @@ def result_page(path: Path) -> str:
         f"[{kind}]({path.stem}.{kind})" for kind in ("json", "csv") if path.with_suffix(f".{kind}").exists()
     ]
     return f"{text}\n\nNumbers by run: {', '.join(data)}. Made by `emabench table {path.stem}`.\n"
+
+
+def audit_statements() -> str:
+    """The page that `emabench audit out=DIR` writes, from the committed results."""
+    return audit_page.page(audit.from_plain(json.loads(text_of("benchmarks/audit.json"))))
 
 
 # -- lists in pages that are written by hand -------------------------------------------------------------------
