@@ -70,6 +70,12 @@ def _answered(words: list[str]) -> int:
         ):  # imports and parsers make other errors of it
             _say("interrupted; give the same command again to go on")
             return INTERRUPTED
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("emabench"):
+            _say(
+                f"the command line needs the package {error.name}, which is not installed; "
+                "pip install 'emabench[bench]' installs all of them"
+            )
+            return MISTAKE
         if not isinstance(error, UserError | RunFailed):
             raise
         _say(str(error))

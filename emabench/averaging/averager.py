@@ -616,10 +616,13 @@ class Averager:
         """The weight of each step in average `name` after T updates (now, if not given), as `Profile.weights`."""
         T = self.updates if T is None else T
         if name == RAW:
-            return np.eye(1, T + 1, T)[0]
+            raw: np.ndarray = np.eye(1, T + 1, T)[0]
+            return raw
         profile = self._profile(name)
         if profile.combines:
-            return np.sum([w * self.weights(str(other), T) for other, w in profile.read(T).items()], axis=0)
+            terms = [w * self.weights(str(other), T) for other, w in profile.read(T).items()]
+            combined: np.ndarray = np.sum(terms, axis=0)
+            return combined
         return profile.weights(T)
 
     def _profile(self, name: str | Profile) -> Profile:

@@ -84,7 +84,7 @@ class Plan:
         key = (pieces[0].device, pieces[0].dtype, slot)
         if key not in self._scratch:
             self._scratch[key] = torch.empty(self._largest, device=key[0], dtype=key[1])
-        views = self._scratch[key][:total].split([p.numel() for p in pieces])
+        views = torch.split(self._scratch[key][:total], [p.numel() for p in pieces])
         return [v.view(p.shape) for v, p in zip(views, pieces, strict=True)]
 
     @property
@@ -235,7 +235,7 @@ def _cut(rows: Sequence[Tensor], limit: int) -> Iterable[Sequence[Tensor]]:
     first = rows[0]
     if all(r.stride() == first.stride() and dense(r) for r in rows):
         flat = [r.as_strided((r.numel(),), (1,), r.storage_offset()) for r in rows]
-        yield from zip(*(f.split(limit) for f in flat), strict=True)
+        yield from zip(*(torch.split(f, limit) for f in flat), strict=True)
     elif first.numel() > limit and first.dim():
         for pieces in zip(
             *(r.tensor_split(min(2, r.shape[_longest(first)]), _longest(first)) for r in rows), strict=True

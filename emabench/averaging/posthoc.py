@@ -151,7 +151,8 @@ def _least_squares(basis: np.ndarray, target: np.ndarray) -> np.ndarray:
         return uniform
     null = np.linalg.qr(np.column_stack([np.ones(n), np.eye(n)[:, 1:]]))[0][:, 1:]
     z = np.linalg.lstsq(basis @ null, target - basis @ uniform, rcond=1e-9)[0]
-    return uniform + null @ z
+    solution: np.ndarray = uniform + null @ z
+    return solution
 
 
 def synthesise(

@@ -83,7 +83,7 @@ class Swap:
                             shards.append((shard, shard.clone()))
                             shard.copy_(values[self._index[id(tensor)]])
                     reshard(self._model)
-                    by_value = self._model._register_state_dict_hook(_by_value)
+                    by_value = self._model._register_state_dict_hook(_by_value)  # type: ignore[no-untyped-call]
                     stack.callback(by_value.remove)
                 yield
             finally:

@@ -22,7 +22,7 @@ def _linear(t: int, beta: float, w: Warmup) -> float:
 def _log(t: int, beta: float, w: Warmup) -> float:
     """Linear in log(1 − β): the window grows by the same factor every update."""
     x = min(1.0, t / w.steps)
-    return 1.0 - (1.0 - w.initial) ** (1.0 - x) * (1.0 - beta) ** x
+    return 1.0 - math.pow(1.0 - w.initial, 1.0 - x) * math.pow(1.0 - beta, x)
 
 
 def _ratio(t: int, beta: float, w: Warmup) -> float:
@@ -42,7 +42,7 @@ def _power(t: int, beta: float, w: Warmup) -> float:
     weights after the first update whole; `steps` is their inv_gamma or warmup_gamma. (At other values of update_every
     ema-pytorch does not compound the decay, and no profile here equals it.)
     """
-    return min(beta, 1.0 - (1.0 + t / w.steps) ** -w.power)
+    return min(beta, 1.0 - math.pow(1.0 + t / w.steps, -w.power))
 
 
 def _exponential(t: int, beta: float, w: Warmup) -> float:

@@ -42,6 +42,7 @@ def test_a_state_comes_back_from_a_file_bit_for_bit(model, tmp_path, updates, dt
 
 
 def test_files_are_read_by_safetensors_own_library(model, tmp_path):
+    pytest.importorskip("safetensors")
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -67,6 +68,7 @@ def test_files_are_read_by_safetensors_own_library(model, tmp_path):
 
 
 def test_an_export_is_taken_by_safetensors_and_by_the_compiled_model(model, tmp_path):
+    pytest.importorskip("safetensors")
     from safetensors.torch import load_file, save_file
 
     model.conv = nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last)
@@ -161,6 +163,7 @@ def torch_averaged_model(model):
 
 
 def timm_v3(model):
+    pytest.importorskip("timm")
     from timm.utils import ModelEmaV3
 
     average = ModelEmaV3(model, decay=0.9)
@@ -168,6 +171,7 @@ def timm_v3(model):
 
 
 def timm_checkpoint(model):
+    pytest.importorskip("timm")
     from timm.utils import ModelEmaV2, get_state_dict
 
     average = ModelEmaV2(model, decay=0.9)
@@ -176,6 +180,7 @@ def timm_checkpoint(model):
 
 
 def ema_pytorch(model):
+    pytest.importorskip("ema_pytorch")
     from ema_pytorch import EMA as Peer
 
     average = Peer(model, beta=0.9, update_every=1, update_after_step=0)
@@ -183,6 +188,7 @@ def ema_pytorch(model):
 
 
 def diffusers(model):
+    pytest.importorskip("diffusers")
     from diffusers.training_utils import EMAModel
 
     average = EMAModel(model.parameters(), decay=0.9)
@@ -190,6 +196,7 @@ def diffusers(model):
 
 
 def torch_ema(model):
+    pytest.importorskip("torch_ema")
     from torch_ema import ExponentialMovingAverage
 
     average = ExponentialMovingAverage(model.parameters(), decay=0.9)
@@ -197,6 +204,7 @@ def torch_ema(model):
 
 
 def lightning(model):
+    pytest.importorskip("lightning")
     from lightning.pytorch import LightningModule
     from lightning.pytorch.callbacks import EMAWeightAveraging
 
