@@ -77,6 +77,9 @@ class Averager:
         new: what happens when the model gets parameters or statistics after the averager was made. "refuse" raises
             RuntimeError until `follow` is called; "follow" calls it at the next use.
         dtype: type of the averages; float32 if not given, or the parameter's own where that is wider.
+        rounding: "stochastic" rounds averages of dtype=torch.bfloat16 up or down at random, exact in expectation:
+            half the memory of float32, at the price of noise of up to a unit in the last place. To the nearest, a
+            bfloat16 average at a decay above about .99 does not move.
         compensated: Kahan summation for all averages or the named ones, at twice their memory; for decays above
             .99999.
         check_finite: refuse an update from weights that are NaN or infinite, leaving all averages as they were.
@@ -100,12 +103,20 @@ class Averager:
         frozen: str = "average",
         new: str = "refuse",
         dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
         compensated: bool | Collection[str] = False,
         check_finite: bool = True,
         offload: bool = False,
     ) -> None:
         self.rules = following.rules(buffers, parameters or {}, frozen)
         check_choice("new", new, ("refuse", "follow"))
+        check_choice("rounding", rounding, ("nearest", "stochastic"))
+        if rounding == "stochastic" and (dtype != torch.bfloat16 or compensated):
+            raise ValueError(
+                f"rounding='stochastic' with dtype={dtype}, compensated={compensated!r}: it is for averages in "
+                "bfloat16 without compensation; pass dtype=torch.bfloat16, or leave rounding out"
+            )
+        self.rounding = rounding
         self.model, self.new, self.check_finite, self.dtype = model, new, check_finite, dtype
         self.updates = 0
         self._selection = following.select(model, self.rules)
@@ -158,7 +169,7 @@ class Averager:
     def arithmetic(self) -> str:
         """What computes the updates: "c", "triton" or "torch"; they differ in the last bits of their results."""
         live = self._offload.staged if self._offload else self._live()
-        return (self._plan or Plan(live, self._sets, self._compensation)).arithmetic
+        return (self._plan or Plan(live, self._sets, self._compensation, self.rounding)).arithmetic
 
     @property
     def averages(self) -> Mapping[str, Average]:
@@ -424,7 +435,7 @@ class Averager:
         if self._plan is None or not self._plan.fits(live):
             self._settle(wait=True)
             self._check_devices(live)
-            self._plan = Plan(live, self._sets, self._compensation)
+            self._plan = Plan(live, self._sets, self._compensation, self.rounding)
         if not self._plan.update(moves, self.check_finite, self.updates):
             bad = first_non_finite([f.name for f in self.followed], live)
             if bad is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from emabench.averaging import fused, native
+from emabench.averaging import fused, native, stochastic
 from emabench.averaging.tensors import dense
 
 CHUNK = (
@@ -40,6 +40,7 @@ class _Chunk:
     """Pieces of tensors that are processed together; every list runs along the pieces."""
 
     indices: list[int] = field(default_factory=list)  # of the followed tensor that each piece belongs to
+    first: list[int] = field(default_factory=list)  # how many elements of the model come before each piece
     theta: list[Tensor] = field(default_factory=list)
     shadows: list[list[Tensor]] = field(default_factory=list)  # by set
     compensation: list[list[Tensor] | None] = field(default_factory=list)  # by set
@@ -54,7 +55,7 @@ class Plan:
 
     live: the model's tensors; sets: for each average a list of tensors like them; compensation: for each set the bits
     that compensated summation carries, or None. All tensors at an index share the shape, all shadows at an index
-    the type.
+    the type. rounding: "nearest", or "stochastic" for averages in bfloat16 (see `stochastic`).
     """
 
     def __init__(
@@ -62,15 +63,19 @@ class Plan:
         live: Sequence[Tensor],
         sets: Sequence[Sequence[Tensor]],
         compensation: Sequence[Sequence[Tensor] | None],
+        rounding: str = "nearest",
     ) -> None:
         self._layout = _layout(live)
+        self._stochastic = rounding == "stochastic"
         live = [t.detach() for t in live]
-        self._native = native.table(live, sets, compensation)
+        self._native = native.table(live, sets, compensation, self._stochastic)
         self._fused = None if any(compensation) else fused.table(live, sets)
         self._scratch: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
         self._chunks = [] if self._native else list(_chunks(live, sets, compensation))
         self._largest = max((c.size for c in self._chunks), default=0)
         for chunk in self._chunks:
+            if self._stochastic:
+                continue
             if chunk.theta and chunk.theta[0].dtype != chunk.shadows[0][0].dtype:
                 chunk.staged = self._scratch_like([s[0] for s in zip(*chunk.shadows, strict=True)], 0)
 
@@ -100,13 +105,13 @@ class Plan:
         later whether update `number` was refused; until `reset` so are all after it.
         """
         if self._native is not None:
-            return self._native.update(moves, check)
+            return self._native.update(moves, check, number)
         if self._fused is not None:
             fused.run(self._fused, moves, number, check)
             return True
         if check and not self._finite():
             return False
-        self._run(moves)
+        self._run(moves, number)
         return True
 
     @property
@@ -130,12 +135,19 @@ class Plan:
         ]
         return bool(torch.stack([s.to(sums[0]) for s in sums]).sum().isfinite()) if sums else True
 
-    def _run(self, moves: Sequence[Move]) -> None:
+    def _run(self, moves: Sequence[Move], number: int) -> None:
         for chunk in self._chunks:
             live = self._theta(chunk)
             for m in moves:
                 theta = live if m.source is None else chunk.shadows[m.source]
                 alphas = [m.alphas[i] for i in chunk.indices]
+                if self._stochastic:
+                    seed = stochastic.seed(number, m.set)
+                    for shadow, piece, alpha, first in zip(
+                        chunk.shadows[m.set], theta, alphas, chunk.first, strict=True
+                    ):
+                        stochastic.lerp(shadow, piece, alpha, stochastic.noise(first, shadow, seed))
+                    continue
                 compensation = chunk.compensation[m.set]
                 if compensation is None:
                     _lerp(chunk.shadows[m.set], theta, alphas)
@@ -197,6 +209,7 @@ def _chunks(
     if not sets:
         return
     open_chunks: dict[tuple[torch.device, torch.dtype, torch.dtype], _Chunk] = {}
+    before = 0
     for i, tensor in enumerate(live):
         on_cpu = tensor.device.type == "cpu"
         limit = (CHUNK // 8 if any(compensation) else CHUNK) if on_cpu else GPU_CHUNK
@@ -210,6 +223,8 @@ def _chunks(
                 yield open_chunks.pop(key)
                 chunk = open_chunks.setdefault(key, _Chunk())
             _add(chunk, i, piece, len(sets), [one is not None for one in compensation])
+            chunk.first.append(before)
+            before += n
             if alone:
                 yield chunk
     yield from open_chunks.values()

@@ -31,6 +31,8 @@ struct table {
     const int32_t *owner, *type;  /* [pieces] index of the tensor; FLOAT32 or BFLOAT16 weights */
     const int64_t *theta;         /* [pieces] addresses of the weights */
     const int64_t *shadows, *compensation; /* [sets, pieces] addresses of the averages, and of what compensation carries or 0 */
+    const int64_t *first;         /* [pieces] how many weights of the model come before each */
+    int64_t half;                 /* averages are bfloat16, rounded stochastically */
     uint8_t *marks;               /* [moves, marks_row] two bits an element; 0: there is no log */
     float *odd;                   /* [moves, odd_row] old averages that marks do not tell */
     int64_t marks_row, odd_row;
@@ -43,7 +45,8 @@ struct pass {
     int64_t moves;
     const int32_t *which;  /* [moves] the set that each moves */
     const int32_t *source; /* [moves] the set that it moves towards, moved before it; -1: the weights */
-    const float *alpha;   /* [moves, tensors] */
+    const float *alpha;    /* [moves, tensors] */
+    const uint32_t *seed;  /* [moves] of stochastic rounding */
     int logged;
     atomic_long next;
     atomic_int state;
@@ -92,6 +95,32 @@ static void lerp_compensated(float *restrict a, float *restrict c, const float *
         const float new = a[i] + y;
         c[i] = (new - a[i]) - y;
         a[i] = new;
+    }
+}
+
+static void widen(float *restrict wide, const uint16_t *restrict half, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)half[i] << 16;
+        memcpy(wide + i, &bits, sizeof bits);
+    }
+}
+
+/* The lerp form into bfloat16, rounded by 16 random bits of each element: see stochastic.py. */
+static void lerp_stochastic(uint16_t *restrict a, const float *restrict t, float w, int64_t n, int64_t first,
+                            uint32_t seed) {
+    const float rest = 1.0f - w;
+    if (w == 0.0f) return;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)a[i] << 16, x = ((uint32_t)first + (uint32_t)i) * 0x9E3779B9u + seed;
+        float y;
+        memcpy(&y, &bits, sizeof y);
+        const float low = y + w * (t[i] - y), high = t[i] - (t[i] - y) * rest;
+        y = w == 1.0f ? t[i] : w < 0.5f ? low : high;
+        memcpy(&bits, &y, sizeof bits);
+        x = (x ^ x >> 16) * 0x7FEB352Du;
+        x = (x ^ x >> 15) * 0x846CA68Bu;
+        x = (x ^ x >> 16) & 0xFFFFu;
+        a[i] = (uint16_t)((bits + ((bits & 0x7f800000u) == 0x7f800000u ? 0 : x)) >> 16);
     }
 }
 
@@ -222,11 +251,7 @@ const int32_t emabench_can_log = 0;
 /* n weights of piece p from `at` on, as float32: where they lie, or widened into `wide`. */
 static const float *weights(const struct table *t, int64_t p, int64_t at, int64_t n, float *wide) {
     if (t->type[p] == FLOAT32) return (const float *)t->theta[p] + at;
-    const uint16_t *half = (const uint16_t *)t->theta[p] + at;
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t bits = (uint32_t)half[i] << 16;
-        memcpy(wide + i, &bits, sizeof bits);
-    }
+    widen(wide, (const uint16_t *)t->theta[p] + at, n);
     return wide;
 }
 
@@ -253,6 +278,20 @@ INLINE const float *towards(const struct pass *s, int64_t m, int64_t p, int64_t 
 /* Whether four moves from m on are towards the weights: then they can be made in one stream. */
 INLINE int four(const struct pass *s, int64_t m) {
     return m + 4 <= s->moves && (s->source[m] & s->source[m + 1] & s->source[m + 2] & s->source[m + 3]) == -1;
+}
+
+static void move_half(const struct pass *s, int64_t p, int64_t at, int64_t n, const float *theta) {
+    const struct table *t = s->t;
+    float wide[BLOCK];
+    for (int64_t m = 0; m < s->moves; m++) {
+        uint16_t *a = (uint16_t *)t->shadows[s->which[m] * t->pieces + p] + at;
+        const float *x = theta;
+        if (s->source[m] >= 0) {
+            widen(wide, (const uint16_t *)t->shadows[s->source[m] * t->pieces + p] + at, n);
+            x = wide;
+        }
+        lerp_stochastic(a, x, s->alpha[m * t->tensors + t->owner[p]], n, t->first[p] + at, s->seed[m]);
+    }
 }
 
 static void move(const struct pass *s, int64_t p, int64_t at, int64_t n, const float *theta) {
@@ -338,7 +377,8 @@ static void work(void *argument) {
                 if (!clean) return;
             }
 #endif
-            move(s, p, at, n, theta);
+            if (t->half) move_half(s, p, at, n, theta);
+            else move(s, p, at, n, theta);
         }
     }
 }
@@ -413,10 +453,10 @@ static void in_threads(void (*f)(void *), struct pass *s, int32_t threads, start
 /* ---- what native.py calls ---------------------------------------------------------------------------------- */
 /* Move the named sets. With `check`, nothing is moved and 0 is returned if a weight is not finite; else 1. */
 int32_t emabench_update(const struct table *t, int64_t moves, const int32_t *which, const int32_t *source,
-                        const float *alpha, int32_t check, int32_t threads, start parallel) {
-    struct pass s = {.t = t, .moves = moves, .which = which, .source = source, .alpha = alpha};
+                        const float *alpha, const uint32_t *seed, int32_t check, int32_t threads, start parallel) {
+    struct pass s = {.t = t, .moves = moves, .which = which, .source = source, .alpha = alpha, .seed = seed};
     if (check) {
-        s.logged = emabench_can_log && t->marks;
+        s.logged = emabench_can_log && t->marks && !t->half;
         for (int64_t m = 0; s.logged && m < moves; m++) {
             s.logged = t->pieces == 0 || !t->compensation[which[m] * t->pieces];
             for (int64_t i = 0; i < t->tensors; i++) s.logged &= alpha[m * t->tensors + i] < WITH_LOG_BELOW;

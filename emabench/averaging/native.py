@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emabench.averaging import build
+from emabench.averaging import build, stochastic
 from emabench.averaging.tensors import dense
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class _Table(ctypes.Structure):
         ("pieces", ctypes.c_int64),
         ("tensors", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("sizes", "owner", "type", "theta", "shadows", "compensation")),
+        ("first", ctypes.c_void_p),
+        ("half", ctypes.c_int64),
         ("marks", ctypes.c_void_p),
         ("odd", ctypes.c_void_p),
         ("marks_row", ctypes.c_int64),
@@ -61,7 +63,7 @@ def library() -> ctypes.CDLL | None:
             )
         return None
     pointer, long, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    loaded.emabench_update.argtypes = [pointer, long, *[pointer] * 3, integer, integer, pointer]
+    loaded.emabench_update.argtypes = [pointer, long, *[pointer] * 4, integer, integer, pointer]
     loaded.emabench_update.restype = integer
     return loaded
 
@@ -92,6 +94,7 @@ class Table:
         live: Sequence[Tensor],
         sets: Sequence[Sequence[Tensor]],
         compensation: Sequence[Sequence[Tensor] | None],
+        half: bool = False,
     ) -> None:
         self._update = loaded.emabench_update
         self._can_log = bool(ctypes.c_int32.in_dll(loaded, "emabench_can_log").value)
@@ -121,14 +124,18 @@ class Table:
                 [none if c is None else addresses(c) for c in compensation], dtype=np.int64
             ),
         }
+        before = np.cumsum([0, *(t.numel() for t in live)])
+        self._arrays["first"] = np.array([before[i] + at for i, at, _ in cut], dtype=np.int64)
+        self._half = half
         self._weights = sum(n for _, _, n in cut)
-        self._table = _Table(pieces=len(cut), tensors=len(live))
+        self._table = _Table(pieces=len(cut), tensors=len(live), half=half)
         self._point()
         self._address = ctypes.addressof(self._table)
         self._which = np.empty(len(sets), dtype=np.int32)
         self._source = np.empty(len(sets), dtype=np.int32)
+        self._seed = np.empty(len(sets), dtype=np.uint32)
         self._alpha = np.empty((len(sets), len(live)), dtype=np.float32)
-        self._call = (self._which.ctypes.data, self._source.ctypes.data, self._alpha.ctypes.data)
+        self._call = tuple(a.ctypes.data for a in (self._which, self._source, self._alpha, self._seed))
         self._logs = 0  # moves that there is a log for
 
     def _point(self) -> None:
@@ -157,18 +164,20 @@ class Table:
         self._table.marks_row, self._table.odd_row = marks_at[-1], odd_at[-1]
         self._point()
 
-    def update(self, moves: Sequence[Move], check: bool) -> bool:
+    def update(self, moves: Sequence[Move], check: bool, number: int = 0) -> bool:
         """average += α (θ − average) for each move.
 
-        With `check`: False, and nothing has moved, if a weight is not finite.
+        With `check`: False, and nothing has moved, if a weight is not finite. number: of the update, for rounding.
         """
         count = len(moves)
         for i, move in enumerate(moves):
             self._which[i] = move.set
             self._source[i] = -1 if move.source is None else move.source
             self._alpha[i] = move.alphas
+            if self._half:
+                self._seed[i] = stochastic.seed(number, move.set)
         work = self._weights * count
-        if check and self._can_log and work > LOG and count > self._logs:
+        if check and self._can_log and not self._half and work > LOG and count > self._logs:
             self._make_log(count)
         threads = torch.get_num_threads() if work >= ALONE else 1
         parallel = _parallel() if threads > 1 else None
@@ -176,15 +185,24 @@ class Table:
 
 
 def table(
-    live: Sequence[Tensor], sets: Sequence[Sequence[Tensor]], compensation: Sequence[Sequence[Tensor] | None]
+    live: Sequence[Tensor],
+    sets: Sequence[Sequence[Tensor]],
+    compensation: Sequence[Sequence[Tensor] | None],
+    half: bool = False,
 ) -> Table | None:
-    """The table for these tensors, or None if the library does not apply: other types, strides or devices."""
+    """The table for these tensors, or None if the library does not apply: other types, strides or devices.
+
+    half: the averages are in bfloat16, to be rounded stochastically; else they are in float32.
+    """
     if not live or not sets:
+        return None
+    shadow = torch.bfloat16 if half else torch.float32
+    if half and any(c is not None for c in compensation):
         return None
     for i, tensor in enumerate(live):
         row = [*(s[i] for s in sets), *(c[i] for c in compensation if c is not None)]
-        alike = all(r.dtype == torch.float32 and r.stride() == tensor.stride() for r in row)
+        alike = all(r.dtype == shadow and r.stride() == tensor.stride() for r in row)
         if tensor.dtype not in _TYPES or tensor.device.type != "cpu" or not (alike and dense(tensor)):
             return None
     loaded = library()
-    return Table(loaded, live, sets, compensation) if loaded is not None else None
+    return Table(loaded, live, sets, compensation, half) if loaded is not None else None

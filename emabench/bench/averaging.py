@@ -174,6 +174,7 @@ OURS: dict[str, Callable[[nn.Module, int], tuple[Update, Swap]]] = {
     "emabench, unchecked": partial(ours, check_finite=False),
     "emabench": ours,
     "emabench, compensated": partial(ours, check_finite=False, compensated=True),
+    "emabench, bfloat16 averages": partial(ours, dtype=torch.bfloat16, rounding="stochastic"),
     "emabench without a C compiler, unchecked": plain_torch,
 }
 PEERS: dict[str, tuple[str, Callable[[nn.Module, int], tuple[Update, Swap | None]]]] = {
@@ -327,7 +328,8 @@ def markdown(rows: Sequence[Row], about: dict[str, Any], missing: Sequence[str])
         "",
         "Floor: 4 + 8K bytes a parameter at the bandwidth measured around each sample. Median [quartiles] of "
         "interleaved rounds. `emabench` leaves its averages as they were when a weight is not finite, as it does by "
-        "default; the others, and `unchecked`, do not look. Temporary: the largest allocation of one update.",
+        "default; the others, and `unchecked`, do not look. `bfloat16 averages` are rounded stochastically and take half the "
+        "memory; their floor is that of float32. Temporary: the largest allocation of one update.",
         "",
         f"A model of about 1 000 weights: {about['small_microseconds']} µs an update (median of 2 000).",
     ]
