@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ[COMMAND] = shlex.join(
         ["emabench", *words]
     )  # what results say they were made by, in workers too
+    # Processes that are started import nothing from the working directory: a yaml.py may lie in it.
+    os.environ["PYTHONSAFEPATH"] = "1"
     with interrupting():
         return _answered(words)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,3 +139,66 @@ def test_a_backslash_in_a_result_is_one() -> None:
     assert result.CONTROL.sub(lambda m: m["backslash"] or "?", r"C:\\bin \\u001b \u001b \n") == (
         r"C:\\bin \\u001b ? \n"
     )
+
+
+def test_nothing_is_imported_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A yaml.py in a data directory, say: not by the workers of a sweep, nor by what they start."""
+    for name in ("yaml", "torch", "submitit", "wandb", "multiprocessing"):
+        (tmp_path / f"{name}.py").write_text(
+            f"from pathlib import Path\nPath('{tmp_path}/ran-{name}').touch()\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", *RUN, "seed=0,1", "jobs=2", "results_dir=results"]
+    emabench = Path(sys.executable).with_name("emabench")
+    done = subprocess.run([emabench, *words], capture_output=True, text=True)
+    assert done.returncode == DONE, done.stderr
+    assert [path.name for path in tmp_path.glob("ran-*")] == []
+
+
+def test_a_local_cluster_follows_no_link(tmp_path: Path) -> None:
+    precious, link = tmp_path / "precious", tmp_path / "link"
+    (precious / "controller").mkdir(parents=True)
+    (precious / "slurm.conf").touch()
+    link.symlink_to(precious)
+    script = Path(__file__).parents[1] / "slurm" / "local-cluster"
+    for given in (link, f"{link}/", f"{link}//"):
+        environment = os.environ | {"EMABENCH_SLURM_DIR": str(given)}
+        done = subprocess.run([script, "stop"], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "symbolic link" in done.stderr
+    assert (precious / "controller").exists() and (precious / "slurm.conf").exists()
+
+
+@pytest.mark.parametrize("name", ["a%j", "a\nb", "a\\b", "a\x1bb", "a\tb"])
+def test_a_path_that_slurm_would_not_take_as_it_is_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emabench.launch.slurm.queue", dict)
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/sbatch")
+    words = ["-m", *RUN, "launcher=slurm", f"results_dir={tmp_path / name}"]
+    assert main(words) == MISTAKE
+    assert "SLURM takes no %" in capsys.readouterr().err
+    assert not run_directories(tmp_path / name)
+
+
+def test_pickles_of_jobs_are_their_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from emabench.launch import slurm
+    from tests.test_config import config
+
+    sent = []
+    monkeypatch.setattr(slurm, "queue", dict)
+    monkeypatch.setattr("submitit.SlurmExecutor.affinity", lambda *_: 2)
+    monkeypatch.setattr("submitit.SlurmExecutor.submit_array", lambda self, jobs: sent.append((self, jobs)))
+    before = os.umask(0)
+    try:
+        submitted = slurm._submit("sweep", [config(f"results_dir={tmp_path}")], slurm.profile("local", {}), 1)
+    finally:
+        os.umask(before)
+    folder = tmp_path / ".slurm" / submitted[0].name
+    assert folder.stat().st_mode & 0o777 == 0o700
+    ((executor, _),) = sent
+    assert executor.parameters["setup"][0].startswith(f"[ -O {folder} ] || ")
+    assert executor.python.endswith(" -P")
+    assert "export PYTHONSAFEPATH=1" in executor.parameters["setup"]

@@ -57,7 +57,7 @@ def _sync(words: list[str]) -> int:
     for path, parts in todo.items():
         print(f"{path}  {len(parts)} part{'s' if len(parts) > 1 else ''}", flush=True)
         if not dry:
-            command = [sys.executable, "-m", "wandb", "beta", "sync", "--no-skip-online", "--yes"]
+            command = [sys.executable, "-P", "-m", "wandb", "beta", "sync", "--no-skip-online", "--yes"]
             done = subprocess.run([*command, "--id", path.name, *map(str, parts)])
             if done.returncode or not all(map(is_synced, parts)):  # it ends with 0 when nothing was sent, too
                 failed.append(path)

@@ -194,7 +194,8 @@ def _start(config: Config, environment: dict[str, str]) -> subprocess.Popen[byte
     directory = RunDirectory(config.directory())
     directory.prepare(config)
     with (directory.path / "log.txt").open("ab") as log:
-        command = [sys.executable, "-m", "emabench.launch.worker", str(directory.path), str(os.getpid())]
+        worker = ["-P", "-m", "emabench.launch.worker"]  # nothing is imported from the working directory
+        command = [sys.executable, *worker, str(directory.path), str(os.getpid())]
         # A session of its own: a signal reaches this process alone, which asks its workers to stop.
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 

@@ -13,6 +13,7 @@ import math
 import os
 import random
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ from emabench.late import Late
 from emabench.launch.local import missing, run_missing
 from emabench.launch.plan import check
 from emabench.paths import conf_dir
-from emabench.runs.directory import RunDirectory
+from emabench.runs.directory import RunDirectory, writable
 from emabench.runs.files import read_bytes, read_yaml, write_text
 from emabench.training.interruption import was_interrupted
 
@@ -88,7 +89,7 @@ def profile(name: str, changes: Mapping[str, Any]) -> Profile:
         close = nearest(name, [file.stem for file in folder.glob("*.yaml")])
         raise UserError(f"cluster={name}: there is no such profile{close}; or give the path of a YAML file")
     try:
-        values = [read_yaml(p) or {} for p in (folder / "default.yaml", path)]
+        values = [read_yaml(p, aliases=True) or {} for p in (folder / "default.yaml", path)]
         return checked(Profile, {**values[0], **values[1], **changes}, at="cluster")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"cluster={name}: {path} is not a YAML file of keys and values") from error
@@ -199,6 +200,9 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
     todo = _without_held([config for config in missing(configs) if submitted(config) not in there])
     if not todo:
         return []
+    name = f"{title}-{secrets.token_hex(3)}"
+    folder = Path(todo[0].results_dir).absolute() / ".slurm" / name
+    _check_path(folder)
     check(todo)  # their nodes see this data_dir
     for config in todo:
         if profile.gpus and config.devices > profile.gpus and config.device != "cpu":
@@ -207,11 +211,12 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
                 f"give it cluster.gpus={config.devices}"
             )
         RunDirectory(config.directory()).prepare(config)
-    name = f"{title}-{secrets.token_hex(3)}"
-    executor = submitit.SlurmExecutor(
-        Path(todo[0].results_dir) / ".slurm" / name, max_num_timeout=profile.requeues
-    )
-    executor.update_parameters(**_parameters(name, profile))
+    with writable(folder):  # this user's alone: it holds pickles, which the jobs run
+        folder.mkdir(parents=True)
+        folder.chmod(0o700)
+    python = f"{shlex.quote(sys.executable)} -P"  # nothing is imported from the working directory
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=profile.requeues, python=python)
+    executor.update_parameters(**_parameters(name, profile, folder))
     # Begun anew once, here: a requeued job has to go on.
     again = [
         directory
@@ -270,8 +275,20 @@ def _said(error: Exception) -> str:
     return "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in own)
 
 
-def _parameters(name: str, profile: Profile) -> dict[str, Any]:
+def _check_path(folder: Path) -> None:
+    """Raises UserError where SLURM would read a path as a pattern, or a job's script could not hold it."""
+    if any(letter in "%\\" or not letter.isprintable() for letter in str(folder)):
+        raise UserError(
+            f"results_dir={str(folder.parent.parent)!r}: SLURM takes no %, \\ or control character in the names of "
+            "its files; choose another with results_dir=…"
+        )
+
+
+def _parameters(name: str, profile: Profile, folder: Path) -> dict[str, Any]:
     """The profile in submitit's words."""
+    # Who may write to the results directory could put another folder in the place of this one.
+    own = f"[ -O {shlex.quote(str(folder))} ] || {{ echo 'the folder of this job is of another user'; exit 1; }}"
+    safe = "export PYTHONSAFEPATH=1"  # for what the job starts
     # A run that goes on elsewhere needs the same number of threads; srun does not inherit the job's.
     threads = "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"
     return {
@@ -287,7 +304,7 @@ def _parameters(name: str, profile: Profile) -> dict[str, Any]:
         "signal_delay_s": profile.notice,
         "array_parallelism": profile.parallel,
         "stderr_to_stdout": True,
-        "setup": [threads, *profile.setup],
+        "setup": [own, safe, threads, *profile.setup],
         "additional_parameters": {"requeue": True, **profile.sbatch},
     }
 

@@ -47,7 +47,7 @@ class RunDirectory:
 
     def prepare(self, config: Config) -> None:
         """Make the directory and write `config.yaml`; one that belongs to another configuration is refused."""
-        with _writable(self.path):
+        with writable(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if self.config.exists():
                 self._check_identity(config)
@@ -74,7 +74,7 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run: a second process that wants it is told so (Held). The lock dies with its process."""
-        with _writable(self.path):
+        with writable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a+")
         if not _taken(file, self.path, patience=1):  # `held` takes it too, for a moment
@@ -186,7 +186,8 @@ def _taken(file: IO[str], path: Path, shared: bool = False, patience: float = 0)
 
 
 @contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
+    """Raises UserError, which names the results directory, where `path` in it (two levels below) cannot be written."""
     try:
         yield
     except OSError as error:

@@ -87,14 +87,19 @@ def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
         return file.read(limit)
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, aliases: bool = False) -> Any:
     """What a YAML file holds. OSError where it cannot be read; ValueError, in a line, where it is no YAML.
 
-    Aliases are refused: a few lines of them may stand for more than fits into memory.
+    aliases: whether they are taken. A few lines of them may stand for more than fits into memory, so they are not
+    in files that come with results.
     """
     try:
         data = read_bytes(path, YAML_LIMIT)
-        if b"*" in data and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, LOADER)):
+        if (
+            not aliases
+            and b"*" in data
+            and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, LOADER))
+        ):
             raise ValueError("has an alias (*name); write out what it stands for")
         return yaml.load(data, LOADER)
     except OSError:

@@ -196,7 +196,7 @@ def load(name: str) -> Table:
 def read(path: Path) -> Table:
     """One table from its file. Raises UserError that names the file, the key and what would be right."""
     try:
-        data = read_yaml(path)
+        data = read_yaml(path, aliases=True)
     except ValueError as error:
         raise UserError(str(error)) from error
     if not isinstance(data, dict):
