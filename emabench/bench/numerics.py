@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
 def judged(table: spec.Table, seeds: Iterable[int], lengths: Sequence[int] = (1000, 10_000)) -> Judged:
     """The claims of §15 judged on paths of weights drawn from these seeds, each a run in memory."""
+    commit = provenance.head(Path(__file__).parent)
     runs: dict[int, Run | None] = {}
     for seed in seeds:
         rows = numerics.measure(types=["float32"], decays=[0.9, 0.999], lengths=lengths, seed=seed)
@@ -75,7 +76,7 @@ def judged(table: spec.Table, seeds: Iterable[int], lengths: Sequence[int] = (10
             measured_with={},
             references={},
             timing={},
-            environment={"emabench": emabench.__version__},
+            environment={"emabench": emabench.__version__, "commit": commit},
         )
         runs[seed] = Run(result)
     since = provenance.claims_since(table.file) if table.file else []

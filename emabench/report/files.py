@@ -128,7 +128,8 @@ def markdown(judged: Judged) -> str:
             text = words.verdict(verdict, judged, ruling) if verdict else ""
             verdicts.append(f"{text}: {why}" if why else text)
         measured = "<br>".join(map(words.effect, ruling.effects))
-        claim = f"{ruling.claim.text}<br><sub>{ruling.estimand}</sub>"
+        notes = "; ".join(part for part in (ruling.estimand, words.since(ruling)) if part)
+        claim = f"{ruling.claim.text}<br><sub>{notes}</sub>"
         lines += [_pipe([claim, measured, *verdicts])]
     lines += ["", *(f"- {problem}." for problem in judged.problems)]
     return "\n".join(lines).rstrip() + "\n"

@@ -9,6 +9,8 @@ from emabench.tables.judge import Cell
 from emabench.tables.parts import Published
 from emabench.tables.statistics import Estimate
 
+SMALL = 1e-4  # below, numbers are written with an exponent
+
 
 def number(value: float | None, digits: int = 4) -> str:
     """A number to so many significant digits; – for none."""
@@ -16,6 +18,8 @@ def number(value: float | None, digits: int = 4) -> str:
         return "–"
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
+    if abs(value) < SMALL:
+        return _scientific(value, digits - 1)
     places = digits - 1 - math.floor(math.log10(abs(value)))
     return _minus(f"{value:.{max(0, min(places, 10))}f}")
 
@@ -27,6 +31,8 @@ def measured(found: Estimate | None, signed: bool = False) -> str:
     if found.low is None or found.high is None:
         return ("+" if signed and found.mean > 0 else "") + number(found.mean)
     half = (found.high - found.low) / 2
+    if 0 < abs(found.mean) < SMALL:
+        return f"{_scientific(found.mean, 2)} ± {_scientific(half, 0)}"
     places = _places(half, found.mean)
     sign = "+" if signed else ""
     return _minus(f"{found.mean:{sign}.{places}f} ± {half:.{places}f}")
@@ -96,6 +102,9 @@ def interval(found: Estimate) -> str:
     """A difference with the ends of its interval."""
     if found.low is None or found.high is None:
         return ("+" if found.mean > 0 else "") + number(found.mean, 3)
+    if 0 < abs(found.mean) < SMALL:
+        ends = ", ".join(_scientific(end, 2) for end in (found.low, found.high))
+        return f"{_scientific(found.mean, 2)} [{ends}]"
     places = _places((found.high - found.low) / 2, found.mean)
     return _minus(f"{found.mean:+.{places}f} [{found.low:+.{places}f}, {found.high:+.{places}f}]")
 
@@ -140,6 +149,12 @@ def seconds(value: float) -> str:
     if value < 100:
         return f"{value:.3g} s"
     return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def _scientific(value: float, digits: int) -> str:
+    """2.41e-7."""
+    mantissa, exponent = f"{value:.{digits}e}".split("e")
+    return _minus(f"{mantissa}e{int(exponent)}")
 
 
 def _places(half: float, mean: float) -> int:

@@ -113,7 +113,10 @@ def reason(verdict: Verdict, judged: Judged, ruling: Ruling) -> str:
 def effect(effect: Effect) -> str:
     """What was measured of a claim: the mean with its interval, and in how many seeds."""
     mean = effect.estimate
-    shown = "–" if mean is None else say.percent(mean) if effect.relative else say.interval(mean)
+    if effect.higher is None and not effect.relative:  # a value, no change
+        shown = say.measured(mean)
+    else:
+        shown = "–" if mean is None else say.percent(mean) if effect.relative else say.interval(mean)
     parts = [f"{effect.what}: {shown}" if effect.what else shown, *_seeds(effect)]
     return "; ".join(parts)
 

@@ -94,6 +94,12 @@ def chosen_after(since: Since | None, runs: Sequence[Run], file: Path) -> bool:
     return any(not _is_ancestor(since.commit, commit, file.parent) for commit in commits)
 
 
+def head(folder: Path) -> str | None:
+    """The commit of a checkout, for results that are made in this process; None where there is none."""
+    out = _git(folder, "rev-parse", "--short=12", "HEAD")
+    return out.decode().strip() if out else None
+
+
 def _digests(table: Mapping[str, Any]) -> list[str]:
     """What decides each claim: its own keys, its rows with their arms, and the plan."""
     rows, arms = table.get("rows") or {}, table.get("arms") or {}
