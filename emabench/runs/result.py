@@ -118,6 +118,11 @@ def row_to_json(row: Row) -> str:
     return json.dumps(asdict(row), allow_nan=False) + "\n"
 
 
+def parse_row(text: str) -> Row:
+    """A row from its own JSON text. Raises pydantic's ValidationError when it is not one."""
+    return _ROW.validate_json(text)
+
+
 def read_row(path: Path) -> Row | None:
     """One row by itself; None where the file holds none."""
     try:

@@ -125,20 +125,29 @@ class Group:
         return dict(zip(values, (total / self.world_size).tolist(), strict=True))
 
     def broadcast(self, value: T) -> T:
-        """The main process's value, in every process."""
+        """The main process's value, in every process. JSON data: nothing that is received is unpickled."""
         if self.world_size == 1:
             return value
-        objects = [value if self.is_main else None]
-        dist.broadcast_object_list(objects, 0, group=self._control)
-        return objects[0]  # type: ignore[return-value]
+        data = _encoded(value if self.is_main else None)
+        size = torch.tensor([len(data)])
+        dist.broadcast(size, 0, group=self._control)
+        if not self.is_main:
+            data = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(data, 0, group=self._control)
+        return _decoded(data)
 
     def gather_objects(self, value: T) -> list[T]:
-        """Every process's value, by rank."""
-        objects: list[Any] = [value]
-        if self.world_size > 1:
-            objects = [None] * self.world_size
-            dist.all_gather_object(objects, value, group=self._control)
-        return objects
+        """Every process's value, by rank. JSON data: nothing that is received is unpickled."""
+        if self.world_size == 1:
+            return [value]
+        data = _encoded(value)
+        sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(data)]), group=self._control)
+        padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
+        padded[: len(data)] = data
+        received = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(received, padded, group=self._control)
+        return [_decoded(each[: int(size)]) for each, size in zip(received, sizes, strict=True)]
 
     # -- what tasks use (see `tasks.base.Context`) --------------------------------------------------------------
 
@@ -214,6 +223,14 @@ class Group:
             return {key: self.shard(value, own.get(key)) for key, value in state.items()}
         both = isinstance(state, Tensor) and isinstance(own, Tensor)
         return distributed_as(own, state) if both else state
+
+
+def _encoded(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _decoded(data: Tensor) -> Any:
+    return json.loads(data.numpy().tobytes())
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from emabench.averaging import Averager, has_batchnorm, recalibrate
 from emabench.config import Config
 from emabench.metrics import own
 from emabench.runs.directory import RunDirectory
-from emabench.runs.result import RAW, Row, measured
+from emabench.runs.result import RAW, Row, measured, parse_row, row_to_json
 from emabench.seeding import seed_default
 from emabench.tasks.base import Task, to_device
 from emabench.training import environment
@@ -84,7 +84,7 @@ class Evaluator:
         """
         group, profiles = self.group, self.profiles()
         kept = self.directory.kept_rows(step) if group.is_main and resumed else {}
-        kept = group.broadcast({name: row for name, row in kept.items() if name in profiles})
+        kept = _parsed(group.broadcast(_texts({name: row for name, row in kept.items() if name in profiles})))
         missing = [name for name in profiles if name not in kept]
         shared_out = not group.sharded
         local_names = missing[group.rank :: group.world_size] if shared_out else missing
@@ -105,8 +105,8 @@ class Evaluator:
             if writes and time.perf_counter() - began > LONG:
                 self.directory.keep_row(step, local_rows[name])
         rows: dict[str, Row] = {}
-        for each in reversed(group.gather_objects(local_rows)):  # the lowest rank wins where several measured
-            rows |= each
+        for each in reversed(group.gather_objects(_texts(local_rows))):  # the lowest rank wins
+            rows |= _parsed(each)
         rows |= kept
         if group.is_main:
             self.directory.forget_rows()
@@ -153,3 +153,11 @@ class Evaluator:
                     yield
             finally:
                 self.model.train()
+
+
+def _texts(rows: Mapping[str, Row]) -> dict[str, str]:
+    return {name: row_to_json(row) for name, row in rows.items()}
+
+
+def _parsed(texts: Mapping[str, str]) -> dict[str, Row]:
+    return {name: parse_row(text) for name, text in texts.items()}

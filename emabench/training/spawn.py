@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -26,6 +27,9 @@ from emabench.training.interruption import stop_if_parent_dies, stop_requests
 
 PATIENCE = 60.0  # seconds that the others have to end after one has died
 
+HOST = "127.0.0.1"
+LOOPBACK = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")  # lo0 on macOS
+
 RunRank = Callable[[Config, RankInfo], Result]  # `start.run_rank`
 
 
@@ -36,7 +40,7 @@ def run(config: Config, run_rank: RunRank) -> Result:
     if existing and existing.status != "failed" and not config.rerun:
         return existing
     config.check_supported()
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = loopback_store()
     died = None
     with stop_requests() as stop:
         processes = mp.start_processes(
@@ -82,12 +86,26 @@ def run(config: Config, run_rank: RunRank) -> Result:
     return result
 
 
+def loopback_store() -> dist.TCPStore:
+    """A store that listens on the loopback interface only: torch's own would answer everybody in the network.
+
+    A user of the same machine could still connect to it, and end the run; nothing that is received is unpickled.
+    """
+    listener = socket.create_server((HOST, 0))
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+
+
 def _process(rank: int, data: dict[str, Any], run_rank: RunRank, port: int) -> None:
     """One of the processes. It reports why it ends through the store, not through its exit status."""
+    for library in ("GLOO", "NCCL"):  # they, too, would listen on every interface
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
     stop_if_parent_dies(os.getppid())
     config = checked(Config, data)
     torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))  # the machine's, shared out
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    store = dist.TCPStore(HOST, port, is_master=False)
     try:
         run_rank(config, RankInfo(rank, config.devices, rank, store))
     except (UserError, RunFailed, Interrupted):

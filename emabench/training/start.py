@@ -16,7 +16,7 @@ import torch
 from emabench.config import Config
 from emabench.errors import RunFailed, UserError
 from emabench.runs.directory import RunDirectory
-from emabench.runs.result import Result
+from emabench.runs.result import Result, parse_result, to_json
 from emabench.training import distributed, environment, spawn
 from emabench.training.distributed import Group, RankInfo
 from emabench.training.failures import explained, write_failure
@@ -95,4 +95,5 @@ def _locked(config: Config, directory: RunDirectory, group: Group) -> Iterator[R
                 directory.result_file.unlink()
                 directory.error.unlink(missing_ok=True)
                 existing = None
-        yield group.broadcast(existing)
+        text = group.broadcast(existing and to_json(existing))
+        yield parse_result(text, str(directory.result_file)) if text else None

@@ -15,7 +15,7 @@ from emabench.config import Config
 from emabench.errors import Interrupted, RunFailed
 from emabench.runs.directory import RunDirectory
 from emabench.runs.history import History, NoHistory
-from emabench.runs.result import Result, Row, Status
+from emabench.runs.result import Result, Row, Status, parse_result, to_json
 from emabench.runs.tracking import NoTracker, Tracker, tracker
 from emabench.seeding import seed_default
 from emabench.tasks.base import to_device
@@ -185,7 +185,7 @@ class Trainer:
         """Open the files and the tracker that are written along the run."""
         is_main = self.group.is_main
         self.history = History(self.directory.history, self.step) if is_main else NoHistory()
-        self.history.measured = self.group.broadcast(self.history.measured)
+        self.history.measured = set(self.group.broadcast(sorted(self.history.measured)))
         self.tracker = tracker(self.config, self.directory, self.progress.say) if is_main else NoTracker()
         if 0 < self.step < self.config.steps:
             self.progress.say(f"{self.directory.path}: resumes from step {self.step}")
@@ -207,9 +207,8 @@ class Trainer:
                     diverged = f"{main} of the {rows[0].average} weights {why}"
             self.checkpoints.join()  # a result needs the state that it was measured from on the disk
             status: Status = "diverged" if diverged else "finished"
-            local_result = self._result(status, diverged, rows) if self.group.is_main else None
-            result = self.group.broadcast(local_result)
-            assert result is not None
+            local_result = to_json(self._result(status, diverged, rows)) if self.group.is_main else ""
+            result = parse_result(self.group.broadcast(local_result), str(self.directory.result_file))
             return result
         finally:
             try:

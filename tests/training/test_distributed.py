@@ -46,6 +46,7 @@ def member(rank: int, folder: Path, port: int) -> None:
     """One of two processes: all the runs, and one in which the second of them cannot go on."""
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.distributed_c10d._tensor_to_object = lambda *_: pytest.fail("something received is unpickled")
 
     def place(name: str) -> RankInfo:
         return RankInfo(rank, 2, rank, dist.PrefixStore(name, store))
@@ -163,6 +164,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(tmp_path: Path) 
     command += [f"results_dir={tmp_path}", "devices=2", "parallel=fsdp", "checkpoint.every=1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     wait_until(lambda: latest(parted) > 2, process)
+    assert listening(process.pid) == {"0100007F"}  # 127.0.0.1: nobody in the network can connect
     os.kill(second_of(process.pid), signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 75, said
@@ -185,6 +187,24 @@ def wait_until(condition, process) -> None:  # type: ignore[no-untyped-def]
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def listening(parent: int) -> set[str]:
+    """The addresses on which a process and its children listen, as Linux writes them."""
+    pids = [str(parent), *Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    files = {
+        str(path.readlink())
+        for pid in pids
+        for path in Path(f"/proc/{pid}/fd").iterdir()
+        if path.is_symlink()
+    }
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{parent}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in files:
+                addresses.add(local.partition(":")[0])
+    return addresses
 
 
 def second_of(parent: int) -> int:
