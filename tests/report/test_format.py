@@ -17,7 +17,7 @@ from emabench.tables.statistics import Estimate
         (-0.00021, 0.000034, "−0.00021 ± 0.00003"),
         (1234.5, 260.0, "1234 ± 260"),
         (3.5, 0.0, "3.500 ± 0.000"),
-        (2.4e-7, 1.2e-9, "2.40e-7 ± 1e-9"),
+        (2.4e-7, 1.2e-9, "2.40e−7 ± 1e−9"),
     ],
 )
 def test_as_many_digits_as_the_interval_bears(mean: float, half: float, text: str) -> None:
