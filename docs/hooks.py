@@ -30,7 +30,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add one page a table to the navigation."""
     pages = [{"All tables": "results/index.md"}]
     pages += [{title(path): f"results/{path.stem}.md"} for path in table_pages()]
-    pages.append({"The article's statements": "audit.md"})
     for section in config.nav or []:
         if FOUND in section:
             section[FOUND] = pages

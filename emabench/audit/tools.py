@@ -171,7 +171,7 @@ def reported_rows(table: str) -> dict[str, dict[str, float]]:
 def same_as_table(printed: Mapping[str, Mapping[str, float]], table: str) -> Outcome:
     """Are the article's numbers those that the table judges?"""
     carried = reported_rows(table)
-    differing = [row for row, numbers in printed.items() if carried.get(row) != dict(numbers)]
+    differing = [row for row in {**carried, **printed} if carried.get(row) != printed.get(row)]
     return reported(
         not differing,
         f"the numbers that conf/table/{table}.yaml judges",

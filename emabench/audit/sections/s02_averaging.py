@@ -246,16 +246,17 @@ def polyak(mean: Form, effort: Effort) -> Outcome:
     says="The Polyak average is the limit β → 1 of the EMA.",
     verdict=CONDITIONAL,
     method="sympy: limits of the weights",
-    printed="EMA",
+    printed=lambda beta, age: (1 - beta) * beta**age,
     states="(1), (12)",
     needs="the EMA is bias-corrected from zero; (1) itself freezes at its start as β → 1",
 )
-def limit_of_ema(_: Form, effort: Effort) -> Outcome:
+def limit_of_ema(weight: Form, effort: Effort) -> Outcome:
     import sympy
 
     beta, t = sympy.Symbol("beta", positive=True), 7
-    weights = [sympy.limit((1 - beta) * beta ** (t - s), beta, 1) for s in range(1, t + 1)]
-    debiased = [sympy.limit((1 - beta) * beta ** (t - s) / (1 - beta**t), beta, 1) for s in range(1, t + 1)]
+    each = [weight(beta, t - s) for s in range(1, t + 1)]
+    weights = [sympy.limit(w, beta, 1) for w in each]
+    debiased = [sympy.limit(w / (1 - beta**t), beta, 1) for w in each]
     uniform = [sympy.Rational(1, t)] * t
     return conditional(
         weights == uniform,

@@ -63,7 +63,7 @@ def by_task(ranges: Form, effort: Effort) -> Outcome:
         "generative": 0.9999,
         "rl": 0.995,
     }  # §8.1, YOLOv5, DDPM, TD3
-    inside = {task: low <= uses[task] <= high for task, (low, high) in ranges.items()}
+    inside = {task: task in ranges and ranges[task][0] <= uses[task] <= ranges[task][1] for task in uses}
     return reported(
         all(inside.values()),
         "the recipes' β inside",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from emabench.audit.sections.listings import KAHAN, LERP, PLAIN, STABLE_UPDATES, executed
+from emabench.audit.sections.listings import STABLE_UPDATES, executed
 from emabench.audit.statement import (
     APPROXIMATE,
     CONDITIONAL,
@@ -534,7 +534,7 @@ def fragments(source: Form, effort: Effort) -> Outcome:
         whole = executed(source, **given())["ema_param"]
     except NameError as error:
         whole = error
-    alone = [executed(part, **given(), compensation=0.0)["ema_param"] for part in (PLAIN, LERP, KAHAN)]
+    alone = [executed(part, **given(), compensation=0.0)["ema_param"] for part in source.split("\n\n")]
     return conditional(
         isinstance(whole, float) and math.isclose(whole, 3.2),
         all(math.isclose(value, 3.2) for value in alone),

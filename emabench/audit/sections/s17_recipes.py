@@ -683,7 +683,7 @@ def warmup_share(between: Form, effort: Effort) -> Outcome:
 def batch_and_decay(decay: Form, effort: Effort) -> Outcome:
     rows = {k: decay(0.999, k) for k in (0.25, 1.0, 4.0)}
     windows = {k: k * math.log(2) / -math.log(b) for k, b in rows.items()}
-    same = max(windows.values()) / min(windows.values()) - 1 < 1e-9
+    same = all(math.isclose(w, math.log(2) / -math.log(0.999)) for w in windows.values())
     return truth(
         same and rows[4.0] < rows[1.0] < rows[0.25],
         "β^κ at κ times the batch: half-life in samples unchanged",
