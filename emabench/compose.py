@@ -7,8 +7,7 @@ import importlib.util
 import itertools
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +151,8 @@ def _compose(overrides: list[str]) -> DictConfig:
     register_resolvers()
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"), _tasks_from_outside(overrides):
+        _register_outside_tasks(overrides)
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return compose("config", overrides)
     except (
         HydraException,
@@ -164,31 +164,23 @@ def _compose(overrides: list[str]) -> DictConfig:
         raise UserError(f"configuration: {str(cause).strip().splitlines()[0]}") from error
 
 
-@contextmanager
-def _tasks_from_outside(overrides: Sequence[str]) -> Iterator[None]:
-    """Inside the block Hydra knows the YAML of tasks that are not in `conf/`. UserError for a broken one asked for."""
+def _register_outside_tasks(overrides: Sequence[str]) -> None:
+    """Tell Hydra the YAML of tasks that are not in `conf/`. UserError for a broken one that is asked for."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig, OmegaConf
 
-    store = ConfigStore.instance()
-    outside = [item for item in plugins.find("conf/task").values() if not item.source.built_in]
-    for item in outside:
+    for item in plugins.find("conf/task").values():
+        if item.source.built_in:
+            continue
         try:
             node = OmegaConf.load(item.path)
             if not isinstance(node, DictConfig):
                 raise ValueError("holds no keys and values")
-            store.store(item.name, node, group="task", package="_global_")
-        except (
-            Exception
-        ) as error:  # besides YAMLError, tags with wrong values raise whatever comes (PyYAML 6)
+            ConfigStore.instance().store(item.name, node, group="task", package="_global_")
+        except Exception as error:  # besides YAMLError, tags with wrong values raise anything
             if f"task={item.name}" in overrides:
                 raise UserError(plugins.why(item.path, error)) from error
             plugins.left_out(plugins.why(item.path, error))
-    try:
-        yield
-    finally:
-        for item in outside:
-            store.repo.get("task", {}).pop(f"{item.name}.yaml", None)
 
 
 def register_resolvers() -> None:

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import model_validator
 
 from emabench import compose, plugins
 from emabench.config import SCALES, Config, Section, checked
 from emabench.errors import UserError, nearest
+from emabench.runs.files import read_yaml
 
 RELATIVE = re.compile(r"(?P<how>[x^])(?P<number>\d+(\.\d+)?)(?P<by> by optimizer)?")
 
@@ -102,9 +102,9 @@ def load(name: str) -> NamedSweep:
     """One sweep by its name. Raises UserError."""
     path = plugins.get("conf/sweep", name, f"sweep={name}").path
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except Exception as error:  # besides YAMLError, tags with wrong values raise whatever comes (PyYAML 6)
-        raise UserError(plugins.why(path, error)) from error
+        data = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: is not a sweep; it begins with key: …")
     try:
