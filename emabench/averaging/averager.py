@@ -400,7 +400,7 @@ class Averager:
                 moves.append(Move(first + s.set, s.alphas, source))
         for move in moves[:1]:
             alpha = move.alphas[0]
-            average.decay = 1.0 - alpha if all(a == alpha for a in move.alphas) else None
+            average.decay = 1.0 - alpha if move.alphas.count(alpha) == len(move.alphas) else None
         if len({move.set for move in moves}) == len(moves) or any(m.source is not None for m in moves):
             return moves
         joined: dict[int, Sequence[float]] = {}

@@ -211,6 +211,18 @@ def test_the_log_takes_a_fraction_of_the_averages_memory():
     assert int(table._arrays["taken"].sum()) < 4_000_000 / 100  # of what is reserved, hardly any is touched
 
 
+def test_a_small_update_waits_for_no_other_thread(monkeypatch):
+    if native.library() is None:
+        return
+    asked = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(native, "_parallel", lambda: asked.append(1))
+    for size, waits in ((1_000, False), (native.ALONE, True)):
+        live = [torch.randn(size)]
+        native.table(live, [[torch.randn(size)]], [None]).update([Move(0, [0.1])], True)
+        assert bool(asked) == waits
+
+
 # -- the built library ----------------------------------------------------------------------------------------
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
