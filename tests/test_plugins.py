@@ -61,6 +61,7 @@ def test_what_is_in_a_folder_is_listed_and_trained(folder: Path, tmp_path: Path,
     assert run("--path", str(folder), "list") == 0
     listed = capfd.readouterr().out
     assert "bowl" in listed and "bowl_law" in listed and "latest" in listed
+    assert "{'" not in listed and "DDPM on CIFAR-10 (§16.1)" in listed
     out = f"results_dir={tmp_path / 'results'}"
     average = "+averages.last={kind: latest}"
     assert run("task=bowl", "scale=smoke", f"--path={folder}", average, out) == 0

@@ -76,7 +76,9 @@ def _task(item: Item) -> str:
 
 def _table(item: Item) -> str:
     spec = yaml.safe_load(item.path.read_text(encoding="utf-8"))
-    return f"{spec.get('title', '')}{f' (§{section})' if (section := spec.get('section')) else ''}"
+    title = spec.get("title", "")
+    title = title.get("paper", "") if isinstance(title, dict) else title  # what the article is about
+    return f"{title}{f' (§{section})' if (section := spec.get('section')) else ''}"
 
 
 def _comment(item: Item) -> str:
