@@ -20,17 +20,17 @@ def changes(judged: Judged, metric: str) -> str | None:
     table = judged.table
     rows = []
     for key, row in judged.rows.items():
-        mine = row.cells[metric].relative
-        said = table.reported_change(key, metric)
+        change = row.cells[metric].relative
+        reported = table.reported_change(key, metric)
         elsewhere = table.published_change(key, metric)
-        if row.against and (mine or said is not None or elsewhere):
-            rows.append((row, mine, said, elsewhere))
+        if row.against and (change or reported is not None or elsewhere):
+            rows.append((row, change, reported, elsewhere))
     if not rows:
         return None
     points = [0.0]
-    for _, mine, said, elsewhere in rows:
-        points += elsewhere + ([said] if said is not None else []) + ([mine.mean] if mine else [])
-    x = Axis.around([100 * value for value in _reach(points, [mine for _, mine, *_ in rows if mine])])
+    for _, change, reported, elsewhere in rows:
+        points += elsewhere + ([reported] if reported is not None else []) + ([change.mean] if change else [])
+    x = Axis.around([100 * value for value in _reach(points, [change for _, change, *_ in rows if change])])
     step = 34.0
     left = 12 + 7.2 * max(len(row.spec.label) for row, *_ in rows)
     figure = Figure(
@@ -49,16 +49,16 @@ def changes(judged: Judged, metric: str) -> str | None:
     figure.text(
         WIDTH - 14, floor + 34, f"relative change of {about.label}, %   {better}", anchor="end", kind="title"
     )
-    for i, (row, mine, said, elsewhere) in enumerate(rows):
+    for i, (row, change, reported, elsewhere) in enumerate(rows):
         figure.text(left - 10, figure.at_y(i) + 4, row.spec.label, anchor="end", kind="row")
-        lanes = iter(_lanes(i, sum((bool(mine), said is not None, bool(elsewhere)))))
-        if mine:
-            lane, tip = next(lanes), f"measured: {say.percent(mine)}, n = {mine.n}"
-            if mine.low is not None and mine.high is not None:
-                figure.bar(x.clip(100 * mine.low), x.clip(100 * mine.high), lane, "measured", tip)
-            figure.dot(100 * mine.mean, lane, "measured", tip)
-        if said is not None:
-            figure.diamond(100 * said, next(lanes), "article", f"article: {say.change(said)}")
+        lanes = iter(_lanes(i, sum((bool(change), reported is not None, bool(elsewhere)))))
+        if change:
+            lane, tip = next(lanes), f"measured: {say.percent(change)}, n = {change.n}"
+            if change.low is not None and change.high is not None:
+                figure.bar(x.clip(100 * change.low), x.clip(100 * change.high), lane, "measured", tip)
+            figure.dot(100 * change.mean, lane, "measured", tip)
+        if reported is not None:
+            figure.diamond(100 * reported, next(lanes), "article", f"article: {say.change(reported)}")
         if elsewhere:
             lane, tip = next(lanes), f"published: {say.changes(elsewhere)}"
             figure.bar(100 * min(elsewhere), 100 * max(elsewhere), lane, "published", tip)

@@ -100,7 +100,9 @@ def markdown(judged: Judged) -> str:
         "",
     ]
     lines += [f"{words.error_rate(judged)}", ""] if judged.all_runs else []
-    lines += [f"{line}." for line in (words.control(judged), words.baselines(judged)) if line]
+    lines += [
+        f"{line}." for line in (words.made(judged), words.control(judged), words.baselines(judged)) if line
+    ]
     lines += [""]
     for metric, about in table.metrics.items():
         lines += [
@@ -218,8 +220,8 @@ def _caption(judged: Judged) -> str:
     return text
 
 
-def _ends(found: Estimate | None) -> list[float | None]:
-    return [found.mean, found.low, found.high] if found else [None, None, None]
+def _ends(estimate: Estimate | None) -> list[float | None]:
+    return [estimate.mean, estimate.low, estimate.high] if estimate else [None, None, None]
 
 
 def _pipe(cells: Sequence[str]) -> str:

@@ -24,29 +24,29 @@ def number(value: float | None, digits: int = 4) -> str:
     return _minus(f"{value:.{max(0, min(places, 10))}f}")
 
 
-def measured(found: Estimate | None, signed: bool = False) -> str:
+def measured(estimate: Estimate | None, signed: bool = False) -> str:
     """Mean ± half of the interval, as many decimals as the interval bears."""
-    if found is None:
+    if estimate is None:
         return "–"
-    if found.low is None or found.high is None:
-        return ("+" if signed and found.mean > 0 else "") + number(found.mean)
-    half = (found.high - found.low) / 2
-    if 0 < abs(found.mean) < SMALL:
-        return f"{_scientific(found.mean, 2)} ± {_scientific(half, 0)}"
-    places = _places(half, found.mean)
+    if estimate.low is None or estimate.high is None:
+        return ("+" if signed and estimate.mean > 0 else "") + number(estimate.mean)
+    half = (estimate.high - estimate.low) / 2
+    if 0 < abs(estimate.mean) < SMALL:
+        return f"{_scientific(estimate.mean, 2)} ± {_scientific(half, 0)}"
+    places = _places(half, estimate.mean)
     sign = "+" if signed else ""
-    return _minus(f"{found.mean:{sign}.{places}f} ± {half:.{places}f}")
+    return _minus(f"{estimate.mean:{sign}.{places}f} ± {half:.{places}f}")
 
 
-def percent(found: Estimate | None) -> str:
+def percent(estimate: Estimate | None) -> str:
     """A relative change with the ends of its interval."""
-    if found is None:
+    if estimate is None:
         return "–"
-    if found.low is None or found.high is None:
-        return f"{_single(found.mean)}%"
-    half = (found.high - found.low) / 2
-    low, high = (_share(end, half) for end in (found.low, found.high))
-    return f"{_share(found.mean, half)}% [{low}, {high}]"
+    if estimate.low is None or estimate.high is None:
+        return f"{_single(estimate.mean)}%"
+    half = (estimate.high - estimate.low) / 2
+    low, high = (_share(end, half) for end in (estimate.low, estimate.high))
+    return f"{_share(estimate.mean, half)}% [{low}, {high}]"
 
 
 def change_of(cell: Cell) -> str:
@@ -98,15 +98,15 @@ def published(numbers: Sequence[Published]) -> str:
     return ends[0] if len(values) == 1 else f"{ends[0]}–{ends[1]}"
 
 
-def interval(found: Estimate) -> str:
+def interval(estimate: Estimate) -> str:
     """A difference with the ends of its interval."""
-    if found.low is None or found.high is None:
-        return ("+" if found.mean > 0 else "") + number(found.mean, 3)
-    if 0 < abs(found.mean) < SMALL:
-        ends = ", ".join(_scientific(end, 2) for end in (found.low, found.high))
-        return f"{_scientific(found.mean, 2)} [{ends}]"
-    places = _places((found.high - found.low) / 2, found.mean)
-    return _minus(f"{found.mean:+.{places}f} [{found.low:+.{places}f}, {found.high:+.{places}f}]")
+    if estimate.low is None or estimate.high is None:
+        return ("+" if estimate.mean > 0 else "") + number(estimate.mean, 3)
+    if 0 < abs(estimate.mean) < SMALL:
+        ends = ", ".join(_scientific(end, 2) for end in (estimate.low, estimate.high))
+        return f"{_scientific(estimate.mean, 2)} [{ends}]"
+    places = _places((estimate.high - estimate.low) / 2, estimate.mean)
+    return _minus(f"{estimate.mean:+.{places}f} [{estimate.low:+.{places}f}, {estimate.high:+.{places}f}]")
 
 
 def listed(words: Sequence[str]) -> str:
@@ -172,7 +172,7 @@ def _share(value: float, half: float) -> str:
 
 def _single(value: float) -> str:
     """A share in per cent of which the uncertainty is not known."""
-    return _minus(f"{100 * value:+.2g}") if abs(value) < 1 else _minus(f"{100 * value:+.0f}")
+    return _minus(f"{100 * value:+.2g}") if abs(value) < 0.995 else _minus(f"{100 * value:+.0f}")
 
 
 def _minus(text: str) -> str:

@@ -246,7 +246,7 @@ def _claims(judged: Judged) -> Grid:
 
 def _footnotes(judged: Judged) -> list[str]:
     lines = [f"! {problem}" for problem in judged.problems]
-    lines += [line for line in (words.control(judged), words.baselines(judged)) if line]
+    lines += [line for line in (words.made(judged), words.control(judged), words.baselines(judged)) if line]
     if judged.all_runs:
         lines.append(
             "± and [ ] are 95 % intervals over seeds and decide nothing; changes are paired by seed and relative to "

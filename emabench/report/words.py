@@ -7,12 +7,14 @@ published setting.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from emabench.report import format as say
 from emabench.tables import curves
 from emabench.tables.boundary import at_most
 from emabench.tables.judge import Judged, Ruling
+from emabench.tables.provenance import POOLABLE
 from emabench.tables.statistics import ALPHA
 from emabench.tables.verdict import DECIDED, Effect, Kind, Verdict
 
@@ -200,6 +202,19 @@ def baselines(judged: Judged) -> str:
     """The rows that say what no training, or no average, is worth."""
     labels = [judged.table.rows[key].label for key in judged.table.baselines]
     return f"Baselines: {', '.join(labels)}" if labels else ""
+
+
+def made(judged: Judged) -> str:
+    """What made the runs, in a line: commits, torch, precision, devices; a run that was reused shows its own."""
+    parts = []
+    for name, of in POOLABLE.items():
+        counts = Counter(of(run) for run in judged.all_runs)
+        if len(counts) == 1:
+            parts.append(next(iter(counts)))
+        elif counts:
+            listed = ", ".join(f"{text} ({count})" for text, count in sorted(counts.items()))
+            parts.append(f"{name}: {listed}")
+    return f"{len(judged.all_runs)} runs made by {'; '.join(parts)}" if parts else ""
 
 
 def since(ruling: Ruling) -> str:

@@ -32,7 +32,7 @@ def required(level: float, left: int, looks: tuple[int, ...]) -> tuple[int, ...]
 
 def _boundary(level: float, looks: tuple[int, ...], least: tuple[int, ...]) -> tuple[int, ...]:
     counts = [1.0]  # probability of each count at p = ½, on paths that have not passed yet
-    found, spent, before = [], 0.0, 0
+    needed, spent, before = [], 0.0, 0
     for look, floor in zip(looks, least, strict=True):
         counts = _add(counts, look - before)
         allowed = level * look / looks[-1] * (1 + 1e-12) - spent
@@ -40,10 +40,10 @@ def _boundary(level: float, looks: tuple[int, ...], least: tuple[int, ...]) -> t
         while k > max(floor, look // 2 + 1) and tail + counts[k - 1] <= allowed:
             k -= 1
             tail += counts[k]
-        found.append(k)
+        needed.append(k)
         counts = [p if i < k else 0.0 for i, p in enumerate(counts)]
         spent, before = spent + tail, look
-    return tuple(found)
+    return tuple(needed)
 
 
 def _add(counts: list[float], trials: int) -> list[float]:

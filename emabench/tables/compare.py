@@ -25,8 +25,8 @@ class Group:
 
     def values(self, average: str, metric: str) -> dict[int, float]:
         """By seed: what was measured."""
-        found = {seed: run.value(average, metric) for seed, run in self.runs.items()}
-        return {seed: value for seed, value in found.items() if value is not None}
+        values = {seed: run.value(average, metric) for seed, run in self.runs.items()}
+        return {seed: value for seed, value in values.items() if value is not None}
 
     def mean(self, average: str, metric: str) -> Estimate | None:
         return estimate(list(self.values(average, metric).values()))
@@ -50,8 +50,8 @@ class Comparison:
         """How a group differs from the first, paired by seed; None where no seed is in both."""
         if metric in self.unlike:
             return None
-        mine, first = group.values(average, metric), self.groups[0].values(average, metric)
-        return estimate([mine[seed] - first[seed] for seed in sorted(set(mine) & set(first))])
+        own, first = group.values(average, metric), self.groups[0].values(average, metric)
+        return estimate([own[seed] - first[seed] for seed in sorted(set(own) & set(first))])
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -64,15 +64,17 @@ def compare(runs: Sequence[Run]) -> Comparison:
         raise UserError(f"compare: runs of {' and '.join(tasks)}; compare runs of one task")
     grouped: dict[tuple[str, int], dict[int, Run]] = {}
     for run in runs:
-        mine = _deciding(run)
-        text = json.dumps(mine, sort_keys=True, default=str) if mine else run.result.run_id
+        config = _deciding(run)
+        text = json.dumps(config, sort_keys=True, default=str) if config else run.result.run_id
         again = next(n for n in count() if run.result.seed not in grouped.get((text, n), {}))
         grouped.setdefault((text, again), {})[run.result.seed] = run
     flat = [dict(_flat(_deciding(next(iter(group.values()))))) for group in grouped.values()]
     groups = []
-    for ((text, _), group), mine in zip(grouped.items(), flat, strict=True):
-        keys = sorted({key for other in flat for key in {**mine, **other} if mine.get(key) != other.get(key)})
-        differs = tuple(f"{key}={mine.get(key, '(default)')}" for key in keys)
+    for ((text, _), group), config in zip(grouped.items(), flat, strict=True):
+        keys = sorted(
+            {key for other in flat for key in {**config, **other} if config.get(key) != other.get(key)}
+        )
+        differs = tuple(f"{key}={config.get(key, '(default)')}" for key in keys)
         if sum(other == text for other, _ in grouped) > 1:
             differs += (str(next(iter(group.values())).path),)
         groups.append(Group(dict(sorted(group.items())), differs))

@@ -161,7 +161,7 @@ def tracks(judged: Judged, arm: str, metric: str) -> list[Track]:
     """Along training: the raw weights and the averages that are rows of the table, where that was measured."""
     runs = finished(judged, arm)
     wanted = [row.average for row in judged.rows.values() if row.spec.arm == arm]
-    found = []
+    result = []
     for average in dict.fromkeys([RAW, *wanted]):
         by_step: dict[int, list[float]] = {}
         for run in runs:
@@ -170,13 +170,13 @@ def tracks(judged: Judged, arm: str, metric: str) -> list[Track]:
         points = [(step, e) for step, values in sorted(by_step.items()) if (e := estimate(values))]
         if len(points) > 1:
             label = "raw" if average == RAW else average
-            found.append(Track(average, label, points))
-    return found
+            result.append(Track(average, label, points))
+    return result
 
 
 def _by_seed(runs: Sequence[Run], average: str, metric: str) -> dict[int, float]:
-    found = {run.result.seed: run.value(average, metric) for run in runs}
-    return {seed: value for seed, value in found.items() if value is not None}
+    values = {run.result.seed: run.value(average, metric) for run in runs}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def _labels(judged: Judged, arm: str, average: str) -> tuple[str, ...]:

@@ -59,10 +59,10 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The resolved configuration; empty where there is none to be read."""
         try:
-            found = read_yaml(self.path / "config.yaml") if self.path else None
+            config = read_yaml(self.path / "config.yaml") if self.path else None
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return config if isinstance(config, dict) else {}
 
     @cached_property
     def _lines(self) -> list[dict[str, Any]]:
@@ -78,15 +78,15 @@ class Run:
 
     def measured(self, average: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of every measurement of one average along the run, the last one included."""
-        found = dict(self.evaluations.get(average, {}).get(metric, ()))
+        track = dict(self.evaluations.get(average, {}).get(metric, ()))
         for line in self._lines:
             value = line.get("eval", {}).get(average, {}).get(metric)
             if value is not None:
-                found[line["step"]] = float(value)
+                track[line["step"]] = float(value)
         last = self.value(average, metric)
         if last is not None:
-            found[self.result.steps] = last
-        return sorted(found.items())
+            track[self.result.steps] = last
+        return sorted(track.items())
 
     def picture(self, average: str) -> Path | None:
         """Samples of an average, for tasks that make pictures."""
@@ -109,12 +109,14 @@ def read_run_of(path: Path) -> Run | None:
     run = read_run(path)
     if run is None:
         return None
-    found = run.result
-    if (found.task, found.run_id) != (path.parent.name, path.name):
-        raise DamagedResult(f"{path / 'result.json'}: is of run {found.task}/{found.run_id}, not of this one")
-    if not found.run_id.startswith(f"{found.scale}-seed{found.seed}-"):
+    result = run.result
+    if (result.task, result.run_id) != (path.parent.name, path.name):
         raise DamagedResult(
-            f"{path / 'result.json'}: scale {found.scale} and seed {found.seed} are not this run's"
+            f"{path / 'result.json'}: is of run {result.task}/{result.run_id}, not of this one"
+        )
+    if not result.run_id.startswith(f"{result.scale}-seed{result.seed}-"):
+        raise DamagedResult(
+            f"{path / 'result.json'}: scale {result.scale} and seed {result.seed} are not this run's"
         )
     return run
 
@@ -128,8 +130,8 @@ def asked_for(path: Path) -> Run:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if run is None:
-        there = "has no result.json yet" if path.is_dir() else "is not there"
-        raise UserError(f"{path}: {there}; name a run's directory, <results_dir>/<task>/<run_id>")
+        state = "has no result.json yet" if path.is_dir() else "is not there"
+        raise UserError(f"{path}: {state}; name a run's directory, <results_dir>/<task>/<run_id>")
     return run
 
 

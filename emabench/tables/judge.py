@@ -346,9 +346,9 @@ def _measured(judged: Judged, claim: Claim, seeds: Sequence[int]) -> Measured:
 
 def _measured_with(table: spec.Table, runs: Runs) -> tuple[dict[str, str], dict[str, str]]:
     """By metric what it was measured with, and for metrics where runs differ in that, the problem in words."""
-    found: dict[str, dict[str, int]] = {metric: {} for metric in table.metrics}
+    by_metric: dict[str, dict[str, int]] = {metric: {} for metric in table.metrics}
     for run in (run for by_seed in runs.values() for run in by_seed.values() if run and run.finished):
-        for metric, counts in found.items():
+        for metric, counts in by_metric.items():
             if metric in run.result.metrics:
                 text = run.result.measured_with.get(metric, "")
                 counts[text] = counts.get(text, 0) + 1
@@ -356,10 +356,12 @@ def _measured_with(table: spec.Table, runs: Runs) -> tuple[dict[str, str], dict[
         metric: f"{table.metrics[metric].label}: the runs differ in what it was measured with, "
         + "; ".join(f"{count} with {text or 'nothing stated'}" for text, count in sorted(counts.items()))
         + ". Such values are not set beside each other"
-        for metric, counts in found.items()
+        for metric, counts in by_metric.items()
         if len(counts) > 1
     }
-    same = {m: next(iter(counts)) for m, counts in found.items() if len(counts) == 1 and next(iter(counts))}
+    same = {
+        m: next(iter(counts)) for m, counts in by_metric.items() if len(counts) == 1 and next(iter(counts))
+    }
     return same, mixed
 
 

@@ -21,6 +21,8 @@ class Amount:
     relative: bool
 
     def __str__(self) -> str:
+        if not self.value:
+            return "0%" if self.relative else "0"
         return (f"{100 * self.value:+.4g}%" if self.relative else f"{self.value:+.4g}").replace("-", "−")
 
 

@@ -1,7 +1,7 @@
-"""Where claims and numbers come from: since when a claim stands, what made a run, and what is not pooled.
+"""Where claims and numbers come from: since when a claim stands, what decided a run, and what is not pooled.
 
-A claim is a prediction only of runs that were made after it. The history of the table's file says since which commit
-it stands as it does; a run says the commit that made it.
+A claim is a prediction only of runs that were decided after it. The history of the table's file says since which commit
+it stands as it does; a run says the commit that decided it.
 """
 
 from __future__ import annotations
@@ -108,12 +108,12 @@ def _digests(table: Mapping[str, Any]) -> list[str]:
     for claim in table.get("claims") or []:
         keys = [claim.get("row"), claim.get("over"), *(claim.get("along") or [])]
         named = {key: rows.get(key) or {} for key in keys if key}
-        made = {
+        decided = {
             key: [row.get("average"), arms.get(row.get("arm")), row.get("reported"), row.get("published")]
             for key, row in named.items()
         }
         about = {key: value for key, value in claim.items() if key not in IN_WORDS}
-        digests.append(json.dumps([about, made, shared], sort_keys=True, default=str))
+        digests.append(json.dumps([about, decided, shared], sort_keys=True, default=str))
     return digests
 
 

@@ -141,10 +141,10 @@ class Table(Section):
 
     def against(self, row: str) -> str | None:
         """The row that this one is compared with; None for one that is compared with nothing."""
-        mine = self.rows[row]
-        if mine.against:
-            return mine.against
-        raw = (key for key, other in self.rows.items() if other.arm == mine.arm and other.average == RAW)
+        own = self.rows[row]
+        if own.against:
+            return own.against
+        raw = (key for key, other in self.rows.items() if other.arm == own.arm and other.average == RAW)
         first = next(raw, None)
         return first if first != row else None
 
@@ -158,9 +158,9 @@ class Table(Section):
         base = self.against(row)
         if base is None:
             return []
-        there = {n.source: n.value for n in self.rows[base].published if n.metric == metric}
-        mine = [n for n in self.rows[row].published if n.metric == metric and n.source in there]
-        return [n.value / there[n.source] - 1 for n in mine]
+        base_values = {n.source: n.value for n in self.rows[base].published if n.metric == metric}
+        numbers = [n for n in self.rows[row].published if n.metric == metric and n.source in base_values]
+        return [n.value / base_values[n.source] - 1 for n in numbers]
 
     def reported_change(self, row: str, metric: str) -> float | None:
         """The relative change that the article's numbers amount to."""

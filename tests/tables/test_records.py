@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from emabench.cli import main
+from emabench.commands.table import judged_of
+from emabench.paths import PACKAGE
 from emabench.report import files
 from emabench.tables import records, spec
 from emabench.tables.judge import judge
@@ -38,7 +41,9 @@ def test_the_command_renders_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = tmp_path / "out"
     assert main(["table", "ddpm_cifar10", "--from", str(source), f"results_dir={out}"]) == 0
     assert "A small DDPM on 8x8 digits  §16.1" in capsys.readouterr().out
-    assert (out / "report" / "ddpm_cifar10.md").read_text() == files.markdown(judged)
+    assert (out / "report" / "ddpm_cifar10.md").read_text() == files.markdown(
+        judged_of(table, "small", judged.runs, [])
+    )
     assert (out / "report" / "ddpm_cifar10.html").exists()
 
 
@@ -59,3 +64,19 @@ def test_files_of_something_else_are_named(
     assert main(["table", "ddpm_cifar10", "--from", str(file)]) == 2
     assert message in capsys.readouterr().err
     assert main(["table", "ddpm_cifar10", "--from"]) == 2
+
+
+@pytest.mark.parametrize("name", ["variance_law", "numerics"])
+def test_committed_pages_are_those_of_their_runs(name: str) -> None:
+    """Rendered again from its JSON, a committed table is what is committed; so is every verdict on it."""
+    tables = PACKAGE.parent / "benchmarks" / "tables"
+    file = PACKAGE / "bench" / "numerics.yaml"
+    table = spec.read(file) if name == "numerics" else spec.load(name)
+    scale, runs = records.read(tables / f"{name}.json", table)
+    judged = judge(table, scale, runs)
+    committed = re.sub(
+        r"; (stands since \w+ \([\d-]+\)|not committed yet)", "", (tables / f"{name}.md").read_text()
+    )
+    assert files.markdown(judged) == committed
+    assert files.as_csv(judged) == (tables / f"{name}.csv").read_text()
+    assert not judged.exploratory
