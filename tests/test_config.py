@@ -87,6 +87,29 @@ def test_mistakes_name_the_key_and_the_mend(override: str, said: str) -> None:
     assert "Traceback" not in message
 
 
+def test_averages_of_every_kind_are_asked_for_by_their_options() -> None:
+    profiles = config(
+        "+averages.bema={kind: bema, lag: 5}",
+        "+averages.tail={kind: tail_blend, window: 15, start: 0.5, weight: [0.3, 0.6]}",
+        "+averages.annealed={kind: annealing, schedule: cosine, last: 0.2, every: 2}",
+        "+averages.shape={kind: annealing, schedule: [1, 1, 0], last: 0.5}",
+        "+averages.twice={kind: ema_of_ema, decay: 0.9, second: 0.8}",
+        "+averages.titan={kind: power_ema, half_life_fraction: 0.05}",
+    ).profiles()
+    kinds = {name: profile.kind for name, profile in profiles.items() if not name.startswith("ema_")}
+    assert kinds == {
+        "bema": "bema",
+        "tail": "ema",
+        "tail_0.3": "mixture",
+        "tail_0.6": "mixture",
+        "annealed": "annealing",
+        "shape": "annealing",
+        "twice": "ema_of_ema",
+        "titan": "power_ema",
+    }
+    assert profiles["annealed"].bound(steps=100).to_dict()["start"] == 80
+
+
 def test_active_average_takes_one_decay() -> None:
     with pytest.raises(UserError, match=r"-m ema.decay=0.9,0.99"):
         config("ema.active=true", "ema.decay=[0.9,0.99]")

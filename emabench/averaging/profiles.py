@@ -218,7 +218,7 @@ class Profile:
         w = self.weights(T)
         age = w[::-1]
         mass = age.cumsum()
-        i = int((mass < 0.5).sum())
+        i = int((mass >= 0.5).argmax())  # weights may be negative, and what lies within an age fall again
         before = mass[i - 1] if i else 0.0
         centre = float((age * range(T + 1)).sum())
         return {
@@ -274,7 +274,8 @@ def window_of(described: Mapping[str, float]) -> float | None:
 
     This is the one definition that tables, reports and post-hoc curves use. An EMA has 1/(1 − β), the effective
     window of the article's §1.3 and the EMA literature; the weights themselves have 1; a uniform mean of n has
-    (n + 1)/2; so averages with the same window lag training by the same number of updates. None if unknown.
+    (n + 1)/2; so averages with the same window lag training by the same number of updates. It can be below 1 where
+    weights are negative (BEMA). None if unknown.
     """
     centre = described.get("centre_of_mass")
     return None if centre is None else centre + 1.0

@@ -43,6 +43,12 @@ def test_bema_has_less_lag_than_the_ema_it_corrects():
     assert (weights * age).sum() < 0.5 * (plain * age).sum()
     assert weights.sum() == pytest.approx(1)
     assert weights[0] < 0
+    described = BEMA().describe(T)
+    assert described["half_life"] <= (age * (weights > 0)).max()
+    assert described["start_weight"] == pytest.approx(weights[0])
+    assert described["half_life"] == pytest.approx(
+        np.interp(0.5, np.cumsum(weights[::-1])[:40], np.arange(1, 41)), abs=1
+    )
 
 
 def test_a_tail_blend_is_modded_nanogpt_s():
