@@ -1,6 +1,6 @@
 """A target network: Mean Teacher (Tarvainen and Valpola 2017) on digits of which only forty are labelled.
 
-    python examples/teacher.py
+    .venv/bin/python examples/teacher.py
 
 The teacher's weights are an average of the student's; the student learns to agree with it on unlabelled images.
 """

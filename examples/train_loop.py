@@ -1,6 +1,6 @@
 """A plain training loop with three averages: update, evaluate with each, save, resume.
 
-    python examples/train_loop.py
+    .venv/bin/python examples/train_loop.py
 
 Handwritten digits that come with scikit-learn, a small network, a few seconds on one core.
 """
