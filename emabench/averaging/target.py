@@ -33,7 +33,8 @@ class TargetNetwork:
             (MoCo's and BYOL's batch norm).
         mode: "own" leaves the copy in the mode that it is set to, the model's at first; "eval" keeps it in eval mode;
             "follow" gives each of its modules the mode of the model's at every call.
-        dtype, check_finite: as for `Averager`.
+        dtype: as for `Averager`.
+        check_finite: as for `Averager`.
 
     Attributes:
         module: the copy; its parameters need no gradient. Gradients still flow to inputs that need them.
