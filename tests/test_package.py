@@ -125,7 +125,7 @@ def test_a_distribution_of_the_users_own(environment: Environment, tmp_path: Pat
         assert name in listed
     package.write_text("")
     environment.install(build(project, tmp_path / "second"))
-    assert "own seed 0" in environment.emabench(tmp_path, "table", "lab_table", "--dry-run")
+    assert "own seed 100" in environment.emabench(tmp_path, "table", "lab_table", "--dry-run")
     results = swept(environment, tmp_path, "lab")
     assert len(results) == 2
     assert "lab-averages 1.2" in results[0]["environment"]["plugins"]["tasks/lab_task"]
