@@ -10,6 +10,7 @@ from typing import Any
 
 from emabench.audit.catalog import statements
 from emabench.audit.statement import NOT_CHECKABLE, WRONG, Outcome, Statement, Verdict
+from emabench.audit.units import units
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Result:
             "measured": self.outcome.measured,
             "corrected_verdict": str(self.corrected.verdict) if self.corrected else "",
             "corrected_measured": self.corrected.measured if self.corrected else "",
+            "units": units(of.id),
             "note": of.note,
             "table": of.table,
             "supported": not self.complaint,

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emabench.audit import Result, Verdict, counts, worst
+from emabench.audit.units import units
 from emabench.report.plain_math import plain
 
 IN_FULL = 12  # results: more are listed, a line each
@@ -94,6 +95,7 @@ def _show(console: Console, result: Result) -> None:
         ("measured", result.outcome.measured),
         ("corrected", _form(result, of.corrected)),
         ("its check", f"{result.corrected.verdict}: {result.corrected.measured}" if result.corrected else ""),
+        ("units", units(of.id)),
         ("note", of.note),
         ("harm", of.harm),
         ("table", f"emabench table {of.table}" if of.table else ""),

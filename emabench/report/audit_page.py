@@ -18,6 +18,7 @@ import emabench
 from emabench.audit import Result, Statement, Verdict, counts, of_table, worst
 from emabench.audit.catalog import ADDRESS, SECTIONS, TITLE
 from emabench.audit.statement import Curves
+from emabench.audit.units import units
 from emabench.report import files, svg
 from emabench.report.audit import SHORT, as_json
 from emabench.runs.files import write_text
@@ -103,7 +104,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        marks=MARKS, short=SHORT, formula=formula, figure=figure, Verdict=Verdict, slug=slug
+        marks=MARKS, short=SHORT, formula=formula, figure=figure, Verdict=Verdict, slug=slug, units=units
     )
     return environment
 
@@ -215,6 +216,7 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
         "expected": result.outcome.expected,
         "measured": result.outcome.measured,
         "the corrected form": result.corrected.measured if result.corrected else "",
+        "units": units(of.id),
         "note": of.note,
         "measured by": f"`emabench table {of.table}`" if of.table else "",
         "not supported": result.complaint,
