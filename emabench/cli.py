@@ -14,6 +14,7 @@ from importlib import import_module
 
 from emabench import plugins
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError, nearest
+from emabench.masking import masked
 from emabench.paths import COMMAND, PACKAGE
 from emabench.training.interruption import interrupting, was_interrupted
 
@@ -42,9 +43,7 @@ KEYS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    os.environ[COMMAND] = shlex.join(
-        ["emabench", *words]
-    )  # what results say they were made by, in workers too
+    os.environ[COMMAND] = masked(shlex.join(["emabench", *words]))  # results of workers record it too
     # Processes that are started import nothing from the working directory: a yaml.py may lie in it.
     os.environ["PYTHONSAFEPATH"] = "1"
     with interrupting():

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:  # imported where they are used: a mistyped word is answered w
     from omegaconf import DictConfig
 
     from emabench.config import Config
+
+
+_NONE = object()
 
 
 def configuration(overrides: Sequence[str]) -> Config:
@@ -187,9 +191,22 @@ def register_resolvers() -> None:
     """`${by_scale:smoke,small,paper}`, `${share_of_steps:0.75}` and `${first_found:fashion_mnist,digits}`."""
     from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
     OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
     OmegaConf.register_new_resolver("share_of_steps", _share_of_steps, replace=True)
     OmegaConf.register_new_resolver("first_found", _first_found, replace=True)
+
+
+def _environment(name: str, default: Any = _NONE) -> Any:
+    """`${oc.env:NAME,default}` for emabench's own variables alone: what it gives is recorded with the run."""
+    if not name.startswith("EMABENCH_"):
+        raise ValueError(
+            f"${{oc.env:{name}}}: only variables that begin with EMABENCH_ are read here, for the value is written to "
+            "files and pages; let the shell insert others"
+        )
+    if name not in os.environ and default is _NONE:
+        raise ValueError(f"${{oc.env:{name}}}: is not set")
+    return os.environ.get(name, default)
 
 
 def _by_scale(*values: Any, _root_: DictConfig) -> Any:

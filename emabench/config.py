@@ -29,6 +29,7 @@ from pydantic import (
 from emabench import plugins
 from emabench.averaging import profiles
 from emabench.errors import UserError, nearest
+from emabench.masking import looks_like_key
 
 SCALES = ("smoke", "small", "paper")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -391,9 +392,27 @@ def bind(composed: DictConfig) -> Config:
         data = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
+    for key, value in _texts(data):
+        if looks_like_key(value):
+            raise UserError(
+                f"{key}: its value has the form of a service's key, and would be written to config.yaml, pages and "
+                "W&B; give keys in the environment variables of the programs that need them"
+            )
     config = checked(Config, data)
     config.check_supported()
     return config
+
+
+def _texts(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in nested mappings and lists, with its key."""
+    if isinstance(data, str):
+        yield key, data
+    elif isinstance(data, Mapping):
+        for name, value in data.items():
+            yield from _texts(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(data, list):
+        for value in data:
+            yield from _texts(value, key)
 
 
 def checked(kind: type[S], data: Any, at: str = "") -> S:

@@ -13,6 +13,7 @@ import pytest
 
 from emabench.cli import main
 from emabench.errors import DONE, FAILED, MISTAKE
+from emabench.masking import masked
 from emabench.runs import files, result
 from emabench.runs.directory import run_directories
 from emabench.runs.result import DamagedResult, read_result
@@ -202,3 +203,48 @@ def test_pickles_of_jobs_are_their_users_alone(tmp_path: Path, monkeypatch: pyte
     assert executor.parameters["setup"][0].startswith(f"[ -O {folder} ] || ")
     assert executor.python.endswith(" -P")
     assert "export PYTHONSAFEPATH=1" in executor.parameters["setup"]
+
+
+KEYS = ["sk-abcdefghijklmnop1234", "hf_" + "a1" * 17, "ghp_" + "x" * 36, "AKIA" + "A" * 16]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_not_recorded(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", key)
+    for word in (f"group={key}", "group=${oc.env:MY_API_KEY}", "group=${oc.env:MY_API_KEY,none}"):
+        assert main([*RUN, word, f"results_dir={tmp_path}"]) == MISTAKE
+        message = capsys.readouterr().err
+        assert key not in message.replace(word, "")
+        assert "environment variables" in message or "EMABENCH_" in message
+    assert not run_directories(tmp_path)
+
+
+def test_what_is_recorded_names_no_key_and_no_home() -> None:
+    text = "emabench data_dir=/home/ann/data group=x url=https://ann:pw@host/x API_KEY=hunter2 token: t0p 'a=/root/b'"
+    shown = masked(text)
+    for hidden in ("/home/ann", "ann:pw", "hunter2", "t0p", "/root"):
+        assert hidden not in shown
+    assert (
+        "data_dir=~/data" in shown and "https://host/x" in shown and "'a=~/b'" in shown and "group=x" in shown
+    )
+    for kept in (
+        "results_dir=/data/home/ann",
+        "task.model=resnet50",
+        "clip.max_norm=1",
+        "seed=0,1",
+        "/rooted/x",
+    ):
+        assert masked(kept) == kept
+
+
+def test_pages_name_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "results"
+    assert main([*RUN, f"results_dir={folder}", "data_dir=/home/ann/data", "group=variance_law"]) == DONE
+    assert "/home/ann" in (the_run(folder) / "config.yaml").read_text()  # which says where, for this machine
+    assert main(["report", f"results_dir={folder}"]) == DONE
+    pages = [path.read_text() for path in (folder / "report").glob("*.*")]
+    assert pages and not any("/home/ann" in page for page in pages)
+    assert any("~/data" in page for page in pages)
+    assert "/home/ann" not in (the_run(folder) / "result.json").read_text()

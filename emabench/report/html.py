@@ -19,6 +19,7 @@ import yaml
 from markupsafe import Markup
 
 import emabench
+from emabench.masking import masked
 from emabench.report import figures, files, words
 from emabench.report import format as say
 from emabench.runs.files import read_bytes, write_text
@@ -70,7 +71,7 @@ def page(judged: Sequence[Judged], others: Sequence[Run] = (), unreadable: Seque
         .render(
             tables=[_Section(each) for each in judged],
             others=[_other(run) for run in others],
-            unreadable=unreadable,
+            unreadable=list(map(masked, unreadable)),
             kinds=list(Kind),
             meanings=words.MEANINGS,
             how=words.HOW,
@@ -253,14 +254,14 @@ class _Section:
             run = next((run for run in by_seed.values() if run and run.config), None)
             if run:
                 plain = {key: value for key, value in run.config.items() if key != "seed"}
-                yield arm, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+                yield arm, masked(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
     def words(self) -> Iterator[tuple[str, str]]:
         """By arm, the command that trains one of its runs."""
         for arm in self.table.arms:
             arm_words = self.table.words(arm, self.judged.scale)
             seed = self.table.plan(self.judged.scale).first
-            yield arm, shlex.join(["emabench", *arm_words, *self.judged.overrides, f"seed={seed}"])
+            yield arm, masked(shlex.join(["emabench", *arm_words, *self.judged.overrides, f"seed={seed}"]))
 
     def command(self) -> str:
         seeds = max((len(by_seed) for by_seed in self.judged.runs.values()), default=0)
@@ -268,7 +269,7 @@ class _Section:
         words = [f"seeds={seeds}", *self.judged.overrides]
         if self.judged.scale != "small" and f"scale={self.judged.scale}" not in words:
             words.insert(1, f"scale={self.judged.scale}")
-        return " ".join(["emabench table", self.table.name, *map(shlex.quote, words)])
+        return masked(" ".join(["emabench table", self.table.name, *map(shlex.quote, words)]))
 
     def published(self) -> Iterator[dict[str, str]]:
         """Every published number with its source; those of no row last."""
@@ -332,7 +333,7 @@ def _run(run: Run | None, arm: str, seed: int) -> dict[str, Any]:
         "commit": environment.get("commit") or "",
         "device": environment.get("device") or "",
         "time": say.seconds(sum(result.timing.values())) if result.timing else "",
-        "reason": result.reason or "",
+        "reason": masked(result.reason or ""),
     }
 
 

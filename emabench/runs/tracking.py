@@ -201,6 +201,8 @@ def _init(config: Config, directory: RunDirectory, mode: Mode) -> Any:
             init_timeout=2 * REACH,
             finish_timeout=UPLOAD_WEIGHTS if config.log_weights else UPLOAD,
             finish_timeout_raises=True,
+            disable_git=True,  # the address of a remote may hold a password; results name the commit
+            x_disable_meta=True,  # the command line word for word, the user, the host
         ),
     )
     run.define_metric("step")

@@ -15,6 +15,7 @@ import torch
 import emabench
 from emabench.config import Config
 from emabench.errors import UserError
+from emabench.masking import masked
 from emabench.paths import COMMAND, PACKAGE
 
 
@@ -68,7 +69,7 @@ def describe(config: Config, device: torch.device, processes: int = 1) -> dict[s
     return {
         "emabench": emabench.__version__,
         "commit": _commit(),
-        "command": os.environ.get(COMMAND) or shlex.join(sys.argv),
+        "command": masked(os.environ.get(COMMAND) or shlex.join(sys.argv)),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
