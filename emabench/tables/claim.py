@@ -70,7 +70,8 @@ class Measured:
 
     def changes(self, row: str, over: str, relative: bool) -> list[float]:
         """By seed: how the row differs from the other; for the better where `higher`, else for the worse if above 0."""
-        self.check_positive(relative, [row, over])
+        if relative and not self.positive([over], some=True):
+            raise Unfit("a relative change needs values above zero")
         return [
             self._change(self.values[row][seed], self.values[over][seed], relative) for seed in self.seeds
         ]
@@ -80,15 +81,17 @@ class Measured:
             return math.nan
         if value is None or base is None:
             return math.inf if (value is None) != self.higher else -math.inf
-        return math.log(value / base) if relative else value - base
+        if not relative:
+            return value - base
+        if base <= 0:  # no share of it can be taken: bears nothing out
+            return math.nan
+        return math.log(value / base) if value > 0 else -math.inf  # a fall by 100 % or more
 
-    def check_positive(self, relative: bool, rows: Sequence[str]) -> None:
-        if relative and not self.positive(rows):
-            raise Unfit("a relative change needs values above zero")
-
-    def positive(self, rows: Sequence[str]) -> bool:
-        numbers = (self.values[row][seed] for row in rows for seed in self.seeds)
-        return all(value is None or value > 0 for value in numbers)
+    def positive(self, rows: Sequence[str], some: bool = False) -> bool:
+        """Are all numbers of these rows above zero (or some)?"""
+        values = [self.values[row][seed] for row in rows for seed in self.seeds]
+        above = [value > 0 for value in values if value is not None]
+        return any(above) or not above if some else all(above)
 
     def effect(self, row: str, over: str, relative: bool, named: bool = True) -> Effect:
         """The change of one row over another."""

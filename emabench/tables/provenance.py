@@ -40,6 +40,7 @@ class Since:
 
     commit: str
     date: str
+    time: float = 0.0  # of the commit, in seconds since 1970
 
     @property
     def short(self) -> str:
@@ -74,24 +75,35 @@ def claims_since(file: Path) -> list[Since | None]:
         return [None] * len(now)
     since: list[Since | None] = [Since("", "")] * len(now)
     still = set(range(len(now)))
-    for commit, date in commits:  # from the newest back, as far as the claim was there without a break
+    for commit, date, time in commits:  # from the newest back, as far as the claim was there without a break
         before = _digests(_parsed(_content(file, commit)))
         still = {i for i in still if now[i] in before}
         for i in still:
-            since[i] = Since(commit, date)
+            since[i] = Since(commit, date, time)
         if not still:
             break
     return since
 
 
 def chosen_after(since: Since | None, runs: Sequence[Run], file: Path) -> bool:
-    """Was a claim written after some of these runs were made? Unknown commits count as before the claim."""
+    """Was a claim written after some of these runs were made?
+
+    A run says the commit that made it. Where that is of another repository (a table of the user's own), the time of
+    its result decides; a run of which nothing is known counts as older than the claim.
+    """
     if since is None or not runs:
         return False
     if not since.commit:
         return True
-    commits = {_of(run, "commit").rstrip("+") for run in runs}
-    return any(not _is_ancestor(since.commit, commit, file.parent) for commit in commits)
+    return any(_older(run, since, file.parent) for run in runs)
+
+
+def _older(run: Run, since: Since, folder: Path) -> bool:
+    commit = _of(run, "commit").rstrip("+")
+    if _known(commit, folder):
+        return not _is_ancestor(since.commit, commit, folder)
+    result = run.path / "result.json" if run.path else None
+    return result is None or not result.exists() or result.stat().st_mtime < since.time
 
 
 def head(folder: Path) -> str | None:
@@ -134,15 +146,21 @@ def _git(folder: Path, *words: str) -> bytes | None:
 
 
 @cache
-def _history(file: Path) -> list[tuple[str, str]]:
-    """Commits that changed the file, the newest first, with their dates."""
-    out = _git(file.parent, "log", "--format=%H %cs", "--", file.name)
-    return [(line.split()[0], line.split()[1]) for line in out.decode().splitlines()] if out else []
+def _history(file: Path) -> list[tuple[str, str, float]]:
+    """Commits that changed the file, the newest first, with their dates and times."""
+    out = _git(file.parent, "log", "--format=%H %cs %ct", "--", file.name)
+    lines = [line.split() for line in out.decode().splitlines()] if out else []
+    return [(commit, date, float(time)) for commit, date, time in lines]
 
 
 @cache
 def _content(file: Path, commit: str) -> bytes:
     return _git(file.parent, "show", f"{commit}:./{file.name}") or b""
+
+
+@cache
+def _known(commit: str, folder: Path) -> bool:
+    return _git(folder, "cat-file", "-e", f"{commit}^{{commit}}") is not None
 
 
 @cache

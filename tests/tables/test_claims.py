@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from emabench.tables.claim import Measured
 from emabench.tables.gather import Run
 from emabench.tables.judge import judge
 from emabench.tables.spec import Table
@@ -189,6 +190,18 @@ def test_a_relative_change_needs_values_above_zero() -> None:
     found = verdict(GAIN, [-10, -6])["article"]
     assert found.kind is Kind.NOT_COMPARABLE
     assert "above zero" in found.why
+
+
+def test_one_value_below_zero_does_not_take_the_claim_away() -> None:
+    """A fall to −0.001 is one by more than 100 %; of a base that is not above zero no share is taken."""
+    for odd, expected in ((0, 12), (1, 11)):
+        pairs = [[6.2, 10.0] for _ in range(12)]
+        pairs[3][odd] = -0.001
+        values = {key: {seed: pair[i] for seed, pair in enumerate(pairs)} for key, i in (("b", 0), ("a", 1))}
+        measured = Measured({}, "small", "M", False, range(12), (12,), values)
+        changes = measured.changes("b", "a", relative=True)
+        assert sum(change < 0 for change in changes) == expected
+        assert changes[3] == -math.inf if odd == 0 else math.isnan(changes[3])
 
 
 def test_values_are_judged_at_paper_scale_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -64,6 +65,23 @@ def test_each_claim_stands_since_its_own_commit(tmp_path: Path) -> None:
     assert chosen_after(since[0], [run("unknown")], file), (
         "a commit that is not known cannot vouch for a claim"
     )
+
+
+def test_runs_of_another_repository_are_told_by_their_time(tmp_path: Path) -> None:
+    """A table of the user's own, in a repository that does not hold the code that made the runs."""
+    history = History(tmp_path)
+    history.commit(CLAIM)
+    file = tmp_path / "t.yaml"
+    (since,) = claims_since(file)
+    assert since
+    folder = tmp_path / "run"
+    folder.mkdir()
+    result = folder / "result.json"
+    result.write_text("{}")
+    other = Run(run("f" * 40).result, folder)
+    assert not chosen_after(since, [other], file)
+    os.utime(result, (since.time - 10, since.time - 10))
+    assert chosen_after(since, [other], file)
 
 
 def test_what_a_claim_is_about_belongs_to_it(tmp_path: Path) -> None:
