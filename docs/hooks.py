@@ -116,8 +116,8 @@ def results_index() -> Iterator[str]:
     )
     yield "| table | question |\n|---|---|"
     for path in table_pages():
-        spec = yaml.safe_load(text_of(f"conf/table/{path.stem}.yaml"))
-        yield f"| [{title(path)}]({path.name}) | {spec['question']} |"
+        question = path.read_text(encoding="utf-8").split("\n\n")[1]
+        yield f"| [{title(path)}]({path.name}) | {cell(' '.join(question.split()))} |"
 
 
 def result_page(path: Path) -> str:
