@@ -192,6 +192,8 @@ def test_sweep_takes_every_way_of_naming_values() -> None:
         (["--cfg", "task=ddpm"], 0),
         (["ema.dcay=0.9"], 2),
         (["-m", "seed=0,1", "ema.decay=0.9,1.5"], 2),
+        (["-m", "sweep=clipping", "task=lstm", "--dry-run"], 0),
+        (["sweep=clipping"], 2),
         (["-m", "device=auto,cpu"], 2),
         (["hydra.run.dir=elsewhere"], 2),
         (["launcher=slurm"], 2),
