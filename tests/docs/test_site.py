@@ -108,6 +108,15 @@ def test_the_readme_quotes_the_committed_tables() -> None:
     assert not wrong, "the README says otherwise than the committed pages"
 
 
+def test_the_readme_quotes_the_audit() -> None:
+    counts = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    (all_of_them,) = re.findall(r"^\| \*\*all\*\* \| \*\*(\d+)\*\*", counts, re.MULTILINE)
+    (wrong,) = re.findall(r"^\| wrong \| (\d+) \|", counts, re.MULTILINE)
+    assert f"{all_of_them} checked statements, {wrong} are wrong" in (ROOT / "README.md").read_text(
+        encoding="utf-8"
+    )
+
+
 def judged_now(page: str) -> bool:
     """Whether a committed page was judged by the rule in force: intervals decide nothing."""
     return "decide nothing" in page
