@@ -332,17 +332,15 @@ def _tex_formula(text: str) -> str:
 def tex(text: str) -> str:
     """Text for LaTeX, in ASCII: symbols in math mode."""
     out: list[str] = []
-    for c in text:
-        if c in ACCENTS:
-            out.append(rf"$\{ACCENTS[c]}{{{out.pop().strip('$')}}}$")
-        elif c in SPECIAL:
-            out.append(SPECIAL[c])
-        elif c in SYMBOLS:
-            out.append("$-$" if c == "−" else f"$\\{SYMBOLS[c]}$")
-        elif c in SUPER:
-            out.append(f"$^{{{SUPER[c]}}}$")
-        elif c in SUB:
-            out.append(f"$_{{{SUB[c]}}}$")
+    for part in re.findall(f"[{''.join(SUPER)}]+|[{''.join(SUB)}]+|.", text, re.DOTALL):
+        if part in ACCENTS:
+            out.append(rf"$\{ACCENTS[part]}{{{out.pop().strip('$')}}}$")
+        elif part[0] in SUPER:
+            out.append(f"$^{{{''.join(SUPER[c] for c in part)}}}$")
+        elif part[0] in SUB:
+            out.append(f"$_{{{''.join(SUB[c] for c in part)}}}$")
+        elif part in SYMBOLS:
+            out.append("$-$" if part == "−" else f"$\\{SYMBOLS[part]}$")
         else:
-            out.append(OTHER.get(c, c))
+            out.append(SPECIAL.get(part) or OTHER.get(part, part))
     return "".join(out).replace("$$", "")

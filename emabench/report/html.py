@@ -19,6 +19,7 @@ import yaml
 from markupsafe import Markup
 
 import emabench
+from emabench.audit import Statement, of_table
 from emabench.masking import masked
 from emabench.report import figures, files, words
 from emabench.report import format as say
@@ -262,6 +263,10 @@ class _Section:
             arm_words = self.table.words(arm, self.judged.scale)
             seed = self.table.plan(self.judged.scale).first
             yield arm, masked(shlex.join(["emabench", *arm_words, *self.judged.overrides, f"seed={seed}"]))
+
+    def statements(self) -> list[Statement]:
+        """The article's statements that the table measures (`emabench audit`)."""
+        return of_table(self.table.name)
 
     def command(self) -> str:
         seeds = max((len(by_seed) for by_seed in self.judged.runs.values()), default=0)

@@ -159,3 +159,14 @@ def test_a_page_links_tables_that_lie_next_to_it(tmp_path: Path) -> None:
 
 def test_verdicts_cover_the_vocabulary() -> None:
     assert {each.verdict for each in statements()} == set(Verdict)
+
+
+def test_a_tables_page_names_the_statements_it_measures() -> None:
+    from emabench.report import html
+    from emabench.tables import spec
+    from emabench.tables.judge import judge
+
+    table = spec.load("variance_law")
+    text = html.page([judge(table, "small", {arm: dict.fromkeys(range(5)) for arm in table.arms})])
+    assert "(10)" in text
+    assert "emabench audit" in text

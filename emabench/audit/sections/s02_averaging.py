@@ -57,7 +57,7 @@ def random_walk(grown: Form, effort: Effort) -> Outcome:
 @statement(
     "9",
     section="2.1",
-    says="The variance of the EMA is (1 − β)²Σβ^{2(t−s)}Var[θ_s].",
+    says="The variance of the EMA is (1 − β)²Σβ^(2(t−s))Var[θ_s].",
     formula=r"\text{Var}[\boldsymbol{\theta}_{ema,t}] = (1-\beta)^2\sum_{s=0}^t \beta^{2(t-s)}\text{Var}[\boldsymbol{\theta}_s]",
     verdict=WRONG,
     method="exact covariance of SGD's iterates on a quadratic; sampled as a second way",

@@ -221,7 +221,7 @@ def _equation_26(gradients: list[float], steps: int) -> list[float]:
     printed=_equation_26,
     corrected=r"\text{LAWA, LAtest Weight Averaging: } \bar{\boldsymbol{\theta}}_t = \frac{1}{k}\sum_{i=0}^{k-1}\boldsymbol{\theta}_{t-i}\ \text{over checkpoints, the same for every layer}",
     right=lambda gradients, steps: [1 / steps] * steps,
-    note="No paper of that name does (26). It also shortens every window: with L equal layers β_l ≤ e^{−1/L}, about L "
+    note="No paper of that name does (26). It also shortens every window: with L equal layers β_l ≤ e^(−1/L), about L "
     "steps, whatever β₀ is.",
     rank=8,
     harm="Is not LAWA, and collapses the window: ten equal layers at β₀ = 0.999 average 10 steps in place of 1000.",

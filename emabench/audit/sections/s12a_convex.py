@@ -122,7 +122,7 @@ def theorem_5(bound: Form, effort: Effort) -> Outcome:
     printed=[(1 - 10.0**-k, 1000) for k in range(1, 7)],
     corrected=r"\text{when } T \gg 1/(1-\beta)",
     right=[(0.99, 10**k) for k in range(1, 7)],
-    note="As β → 1 at a fixed T, 1 − β^{T+1} → 0: the term is larger by 1/((T + 1)(1 − β)).",
+    note="As β → 1 at a fixed T, 1 − β^(T+1) → 0: the term is larger by 1/((T + 1)(1 − β)).",
 )
 def noise_term(limit: Form, effort: Effort) -> Outcome:
     ratios = [1 / (1 - beta ** (T + 1)) for beta, T in limit]
@@ -202,7 +202,7 @@ def derivative(slope: Form, effort: Effort) -> Outcome:
 @statement(
     "44",
     section="12.1",
-    says="The best β is 1 − (C/(η²σ²T))^{1/4}.",
+    says="The best β is 1 − (C/(η²σ²T))^(1/4).",
     formula=r"\beta^* = 1 - \left(\frac{C}{\eta^2\sigma^2T}\right)^{1/4}",
     verdict=WRONG,
     method="numerical minimiser of (42)",
@@ -210,7 +210,7 @@ def derivative(slope: Form, effort: Effort) -> Outcome:
     corrected=r"\beta^* = 1-\left(\frac{2C}{\eta^2\sigma^2T}\right)^{1/4}",
     right=lambda a, C, T: 1 - (2 * C / (a * T)) ** 0.25,
     states="(42)",
-    note="1 − β* is 2^{1/4} = 1.19 times larger. And both disagree with (34): T^{−1/4} here, T^{−1/2} there.",
+    note="1 − β* is 2^(1/4) = 1.19 times larger. And both disagree with (34): T^(−1/4) here, T^(−1/2) there.",
 )
 def best_of_42(beta: Form, effort: Effort) -> Outcome:
     from scipy.optimize import minimize_scalar
@@ -232,7 +232,7 @@ def best_of_42(beta: Form, effort: Effort) -> Outcome:
 @statement(
     "45",
     section="12.1",
-    says="The least error is O((C/(η²σ²T))^{1/2}) = O(1/√T).",
+    says="The least error is O((C/(η²σ²T))^(1/2)) = O(1/√T).",
     formula=r"E(\beta^*) = \mathcal{O}\left(\left(\frac{C}{\eta^2\sigma^2T}\right)^{1/2}\right) = \mathcal{O}\left(\frac{1}{\sqrt{T}}\right)",
     verdict=WRONG,
     method="the minimum of (42) as η²σ², C and T vary over six decades",

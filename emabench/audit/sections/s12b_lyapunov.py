@@ -311,7 +311,7 @@ def early_phase(loss: Form, effort: Effort) -> Outcome:
 @statement(
     "56",
     section="12.4",
-    says="Between θ_t and its EMA there is at most (1 − β)^{τ_1} max_s|θ_s − θ_0|.",
+    says="Between θ_t and its EMA there is at most (1 − β)^(τ_1) max_s|θ_s − θ_0|.",
     formula=r"\rho_t \leq (1-\beta)^{\tau_1} \max_s |\boldsymbol{\theta}_s - \boldsymbol{\theta}_0|",
     verdict=WRONG,
     method="search over paths, β and τ_1",
@@ -343,7 +343,7 @@ def lag(bound: Form, effort: Effort) -> Outcome:
 @statement(
     "57",
     section="12.4",
-    says="Phase 2: the excess loss is at most (1 − μη/2)^{t−τ_1} + η²σ²/((1 − β)²μ).",
+    says="Phase 2: the excess loss is at most (1 − μη/2)^(t−τ_1) + η²σ²/((1 − β)²μ).",
     formula=r"\mathbb{E}[L(\boldsymbol{\theta}_{ema,t})] - L^* \leq \left(1 - \frac{\mu\eta}{2}\right)^{t-\tau_1} + \frac{\eta^2\sigma^2}{(1-\beta)^2\mu}",
     verdict=WRONG,
     method="exact moments on quadratics after τ_1 of (60); search",

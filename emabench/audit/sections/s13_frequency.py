@@ -444,7 +444,7 @@ def same_filter(RC: Form, effort: Effort) -> Outcome:
 @statement(
     "13.4-step-rc",
     section="13.4",
-    says="The RC filter answers a step with 1 − e^{−t/RC}.",
+    says="The RC filter answers a step with 1 − e^(−t/RC).",
     verdict=HOLDS,
     method="the differential equation, integrated numerically",
     printed=lambda t, RC: 1 - math.exp(-t / RC),
@@ -525,7 +525,7 @@ def reconstruction(error: Form, effort: Effort) -> Outcome:
 @statement(
     "78",
     section="13.5",
-    says="A signal of low frequencies, S = S₀e^{−|f|/f_s}, in white noise, N = σ².",
+    says="A signal of low frequencies, S = S₀e^(−|f|/f_s), in white noise, N = σ².",
     formula=r"S(f) = S_0 e^{-|f|/f_s}, \quad N(f) = \sigma^2",
     verdict=DEFINITION,
     method="total power of both",

@@ -184,7 +184,7 @@ def lag(claimed: Form, effort: Effort) -> Outcome:
 @statement(
     "84",
     section="14.2",
-    says="The Langevin equation dθ = −∇L dt + √(2T)dW has the equilibrium e^{−L/T}.",
+    says="The Langevin equation dθ = −∇L dt + √(2T)dW has the equilibrium e^(−L/T).",
     formula=r"d\boldsymbol{\theta} = -\nabla L(\boldsymbol{\theta})dt + \sqrt{2T}d\boldsymbol{W}(t)",
     verdict=HOLDS,
     method="sympy: no probability flux for any L; simulation of a quartic",
@@ -287,7 +287,7 @@ def fokker_planck(half: Form, effort: Effort) -> Outcome:
 @statement(
     "88",
     section="14.3",
-    says="Without an EMA the stationary density is e^{−L/T₁}/Z.",
+    says="Without an EMA the stationary density is e^(−L/T₁)/Z.",
     formula=r"p^*(\boldsymbol{\theta}) = \frac{1}{Z}\exp\left(-\frac{L(\boldsymbol{\theta})}{T_1}\right)",
     verdict=HOLDS,
     method="sympy: (87) on it, for any L, in two dimensions",
@@ -333,7 +333,7 @@ def effective_diffusion(factor: Form, effort: Effort) -> Outcome:
 @statement(
     "90",
     section="14.4",
-    says="Theorem 7: in equilibrium θ has e^{−L/T} and θ_ema = θ.",
+    says="Theorem 7: in equilibrium θ has e^(−L/T) and θ_ema = θ.",
     formula=r"p^*(\boldsymbol{\theta}, \boldsymbol{\theta}_{ema}) = \frac{1}{Z}\exp\left(-\frac{L(\boldsymbol{\theta})}{T}\right) \cdot \delta(\boldsymbol{\theta}_{ema} - \boldsymbol{\theta})",
     verdict=APPROXIMATE,
     method="exact Var[θ − θ_ema]/Var[θ] of the discrete process",

@@ -64,6 +64,19 @@ def kahan(a: Any, c: Any, theta: Any, beta: Any, fresh: Any) -> tuple[Any, Any]:
     return new, (new - a) - y
 
 
+def _bfloat16(x: np.ndarray) -> np.ndarray:
+    """float32 rounded to bfloat16's 8 bits, to nearest even."""
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+ROUNDED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "float32": lambda x: x.astype(np.float32),
+    "float16": lambda x: x.astype(np.float16).astype(np.float32),
+    "bfloat16": _bfloat16,
+}
+
+
 @functools.cache
 def errors(
     step: Step, beta: float, lengths: tuple[int, ...], size: int = 128, kind: str = "float32"
@@ -588,21 +601,15 @@ def half_weights(trained: Form, effort: Effort) -> Outcome:
 )
 def average_in_32(kind: Form, effort: Effort) -> Outcome:
     rng, T = effort.rng, 3000
-    theta = (1 + 0.05 * (1 - np.exp(-np.arange(T) / 500))[:, None] + 0.002 * rng.normal(size=(T, 64))).astype(
-        np.float16
-    )
-    found = {}
-    for each in ("float32", "float16"):
-        real = np.dtype(each).type
-        a = theta[0].astype(each)
+    theta = 1 + 0.05 * (1 - np.exp(-np.arange(T) / 500))[:, None] + 0.002 * rng.normal(size=(T, 64))
+    theta = theta.astype(np.float16).astype(np.float32)
+    lost = {}
+    for each, rounded in ROUNDED.items():
+        average, exact = theta[0].copy(), theta[0].astype(np.float64)
         for row in theta:
-            a = a + real(0.001) * (row.astype(each) - a)
-        found[each] = a.astype(np.float64)
-    exact = theta[0].astype(np.float64)
-    for row in theta:
-        exact += 0.001 * (row.astype(np.float64) - exact)
-    moved = float(np.linalg.norm(exact - theta[0].astype(np.float64)))
-    lost = {each: float(np.linalg.norm(value - exact)) / moved for each, value in found.items()}
+            average = rounded(average + rounded(np.float32(0.001) * rounded(row - average)))
+            exact += 0.001 * (row.astype(np.float64) - exact)
+        lost[each] = float(np.linalg.norm(average - exact) / np.linalg.norm(exact - theta[0]))
     return truth(
         lost[kind] < 1e-3 and lost[kind] == min(lost.values()),
         "next to nothing lost of the way",

@@ -432,7 +432,7 @@ def _right_weight(t: int, k: int) -> float:
 @statement(
     "109",
     section="16.4",
-    says="The weight of step t − k is Π(1 − β), about k^{−α}.",
+    says="The weight of step t − k is Π(1 − β), about k^(−α).",
     formula=r"\text{Weight}(t-k) = (1-\beta_t)(1-\beta_{t-1})\cdots(1-\beta_{t-k+1}) \approx \frac{1}{k^{\alpha}}",
     verdict=WRONG,
     method="weights of (107) by the recursion",
