@@ -32,7 +32,7 @@ emabench: does averaging the weights help, by how much, with which decay?
 Keys: {keys}
 Your own tasks, tables, averages and sweeps: --path DIR (or EMABENCH_PATH) with any command
 Every key with its meaning: {conf}; what a command would run with: emabench --cfg key=value …
-Exit status: 0 done, 1 the run failed, 2 a mistake in what was asked, 75 interrupted and resumable."""
+Exit status: 0 done, 1 the run failed, 2 a mistake in the command, 75 interrupted and resumable."""
 
 KEYS = (
     "task scale seed steps batch_size ema.decay ema.every ema.start ema.warmup ema.debias averages "
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answered(words: list[str]) -> int:
-    """Run a command and say how it ended, where that needs words."""
+    """Run a command; print why it ended where it did not end well."""
     try:
         words, given = plugins.split(words)
         with plugins.using(given):
@@ -59,7 +59,7 @@ def _answered(words: list[str]) -> int:
                 plugins.check(given)
             return _dispatch(words)
     except BrokenPipeError:
-        # The reader went away (`| head`): nothing of ours failed. Keep Python from saying so at exit.
+        # The reader closed the pipe (`| head`): nothing failed. Keep Python from reporting it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Interrupted as error:
@@ -68,8 +68,8 @@ def _answered(words: list[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if (
             isinstance(error, KeyboardInterrupt) or was_interrupted()
-        ):  # imports and parsers make other errors of it
-            _say("interrupted; give the same command again to go on")
+        ):  # imports and parsers turn it into other errors
+            _say("interrupted; the same command resumes it")
             return INTERRUPTED
         if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("emabench"):
             _say(
@@ -84,7 +84,7 @@ def _answered(words: list[str]) -> int:
 
 
 def _say(text: str) -> None:
-    """One line on stderr; of the processes that torchrun starts, the first speaks for all."""
+    """One line on stderr; of the processes that torchrun starts, rank 0 prints."""
     if os.environ.get("RANK", "0") == "0":
         print(f"emabench: {text}", file=sys.stderr)
 
@@ -129,9 +129,9 @@ def _usage(verb: str) -> str:
 
 def _verbs() -> dict[str, str]:
     """Each verb with the first line of its module's docstring, read without importing the module."""
-    found = {}
+    verbs = {}
     for path in sorted((PACKAGE / "commands").glob("*.py")):
         if path.stem != "__init__":
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            found[path.stem] = text.partition("\n")[0]
-    return found
+            verbs[path.stem] = text.partition("\n")[0]
+    return verbs

@@ -64,10 +64,10 @@ def choices(override: Override) -> list[str]:
         values = override.sweep_string_iterator()
     else:
         raise UserError(f"{line}: is not a list of values; write {key}=v1,v2 or {key}=range(0,5)")
-    found = [f"{key}={value}" for value in values]
-    if not found:
+    listed = [f"{key}={value}" for value in values]
+    if not listed:
         raise UserError(f"{line}: gives {key} no value")
-    return found
+    return listed
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -90,8 +90,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             raise UserError(f"{word!r} {NOT_ONE}")
         if override.is_hydra_override():
             raise UserError(
-                f"{word}: Hydra's own settings say nothing here; results_dir=… says where files go, "
-                "and with -m launcher=slurm (or hydra/launcher=slurm) where the runs do"
+                f"{word}: Hydra's own settings have no effect here; results_dir=… sets where files go, "
+                "and with -m launcher=slurm (or hydra/launcher=slurm) where runs are executed"
             )
         parsed.append(override)
     return parsed
@@ -119,7 +119,7 @@ def _quoted(key: str, text: str) -> str:
 
 
 def composed(overrides: Sequence[Override]) -> DictConfig:
-    """The composed configuration, unresolved. Every key is held against what the configuration knows."""
+    """The composed configuration, unresolved. Every key is checked against those that exist."""
     groups = [o for o in overrides if _is_group(o)]
     for override in groups:
         _check_choice(override)
@@ -222,7 +222,7 @@ def _share_of_steps(share: float, *, _root_: DictConfig) -> int:
     steps = _root_.steps
     return (
         round(share * steps) if isinstance(steps, int | float) else 0
-    )  # what else it is, is said of `steps` itself
+    )  # any other type is reported for `steps` itself
 
 
 def _first_found(*names: str, _root_: DictConfig) -> str:

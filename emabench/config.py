@@ -120,7 +120,7 @@ class EmaConfig(Section):
             if not 0 <= decay < 1:
                 raise ValueError(f"{decay} is not in [0, 1); 0.999 averages over about 1000 steps")
         if len(set(values)) < len(values):
-            raise ValueError("a decay stands there twice; name each once")
+            raise ValueError("names a decay twice; give each once")
         decays = sorted(float(decay) for decay in values)
         return decays if len(decays) > 1 else decays[0]
 
@@ -284,11 +284,11 @@ class Config(Section):
 
     def profiles(self) -> dict[str, profiles.Profile]:
         """The passive averages of this run by name. An active task's decay belongs to its target network."""
-        found: dict[str, profiles.Profile] = {}
+        named_profiles: dict[str, profiles.Profile] = {}
         if not self.ema.active:
             for decay in self.decays():
                 try:
-                    found[f"ema_{decay:.12g}"] = profiles.EMA(
+                    named_profiles[f"ema_{decay:.12g}"] = profiles.EMA(
                         decay=decay,
                         every=self.ema.every,
                         start=self.ema.start,
@@ -299,20 +299,26 @@ class Config(Section):
                     raise ValueError(f"ema: {error}") from error
         if self.snapshots.every:
             for width in self.snapshots.sigma_rel:
-                found[f"power_{width:g}"] = profiles.from_dict({"kind": "power_ema", "sigma_rel": width})
+                named_profiles[f"power_{width:g}"] = profiles.from_dict(
+                    {"kind": "power_ema", "sigma_rel": width}
+                )
         for name, spec in self.averages.items():
-            if name == "raw" or name in found or not name.replace("_", "").replace(".", "").isalnum():
+            if (
+                name == "raw"
+                or name in named_profiles
+                or not name.replace("_", "").replace(".", "").isalnum()
+            ):
                 raise ValueError(
                     f"averages.{name}: the name is taken or not made of letters, digits, _ and ."
                 )
             try:
-                found |= profiles.expand(name, spec)
+                named_profiles |= profiles.expand(name, spec)
             except UserError:
                 raise
             except Exception as error:  # a kind from outside the package may raise anything
                 text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 raise ValueError(f"averages.{name}: {text}") from error
-        for name, profile in found.items():
+        for name, profile in named_profiles.items():
             start = profile.start if profile.start >= 1 else round(profile.start * self.steps)
             if start + profile.every > self.steps:
                 named = name in self.averages
@@ -320,7 +326,7 @@ class Config(Section):
                     f"{f'averages.{name}' if named else 'ema'}: start={start}, every={profile.every} leave nothing to "
                     f"average of steps={self.steps}; lower them" + (f", or ~averages.{name}" if named else "")
                 )
-        return found
+        return named_profiles
 
     def run_id(self) -> str:
         """Names the run: the same for every configuration that gives the same result."""
@@ -366,21 +372,21 @@ PRIVATE |= {"checkpoint", "log", "log_every", "log_weights", "group", "rerun"}
 
 def identity(config: Config) -> dict[str, Any]:
     """Everything that determines the run's result, as plain data."""
-    return said(Config, config.model_dump(exclude=PRIVATE))
+    return without_defaults(Config, config.model_dump(exclude=PRIVATE))
 
 
-def said(kind: type[Section], data: Mapping[str, Any]) -> dict[str, Any]:
+def without_defaults(kind: type[Section], data: Mapping[str, Any]) -> dict[str, Any]:
     """A section's plain data without the keys that are at a default of the type, here and in its sections."""
-    found = {}
+    kept = {}
     for key, value in data.items():
         field = kind.model_fields.get(key)
         if field is not None and value == field.default:
             continue
         inner = field.annotation if field is not None else None
         if isinstance(inner, type) and issubclass(inner, Section) and isinstance(value, Mapping):
-            value = said(inner, value)
-        found[key] = value
-    return found
+            value = without_defaults(inner, value)
+        kept[key] = value
+    return kept
 
 
 def bind(composed: DictConfig) -> Config:

@@ -9,19 +9,19 @@ DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
 
 
 class UserError(Exception):
-    """The user's mistake, said in one or two lines that name the key, the value and the mend (exit 2)."""
+    """The user's mistake. The message names the key, the value and how to fix it, in one or two lines (exit 2)."""
 
 
 class RunFailed(Exception):
-    """A run that could not be finished for a reason that is not the user's wording (exit 1)."""
+    """A run that could not be finished, for a reason other than a mistake in the command (exit 1)."""
 
 
 class Interrupted(Exception):
-    """Trainer was asked to stop; the checkpoint is written and the same command goes on (exit 75)."""
+    """Training was asked to stop; the checkpoint is written and the same command resumes it (exit 75)."""
 
 
 def nearest(word: str, known: Iterable[str], otherwise: Iterable[str] | None = None) -> str:
-    """'; did you mean …?' for the nearest known word, else what there is (`otherwise`, where that is less)."""
+    """'; did you mean …?' with the nearest known word, else the known words (`otherwise`, where those are fewer)."""
     known = sorted(set(known))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     close = close or [each for each in known if word and each.startswith(word)][:1]

@@ -1,4 +1,4 @@
-"""Where things that are not code lie."""
+"""Where configuration and caches are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def conf_dir() -> Path:
-    """The folder `conf/`: inside the package when installed from a wheel, beside it in a checkout."""
+    """The folder `conf/`: inside the package when installed from a wheel, next to it in a checkout."""
     inside = PACKAGE / "conf"
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
 

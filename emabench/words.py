@@ -33,7 +33,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check(words: Sequence[str]) -> None:
-    """Raises UserError for a word that cannot be an override, a choice or a key that is not there.
+    """Raises UserError for a word that cannot be an override, or for a choice or a key that does not exist.
 
     What this does not understand is left to Hydra's grammar.
     """
@@ -107,19 +107,19 @@ def _file(path: Path) -> Any:
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(first)
+    merged = dict(first)
     for key, value in second.items():
-        inner = found.get(key)
+        inner = merged.get(key)
         if isinstance(inner, Mapping) and isinstance(value, Mapping):
             value = _merged(inner, value)
-        found[str(key)] = value
-    return found
+        merged[str(key)] = value
+    return merged
 
 
 def check_key(
     word: str, key: str, known: Mapping[str, Any], *, add: bool, delete: bool, section: bool
 ) -> None:
-    """A key has to be there already, with a `+` before it or without: the configuration is typed as a whole.
+    """Raises UserError for a key that does not exist, with a `+` before it or without: every key is typed.
 
     section: the word gives it a mapping.
     """
@@ -127,7 +127,7 @@ def check_key(
     for position, part in enumerate(parts := key.split(".")):
         if position and parts[0] in FREE:
             if part not in node and not add and not delete:
-                raise UserError(f"{word}: is not there yet; write +{word}")
+                raise UserError(f"{word}: does not exist yet; write +{word}")
             return
         if not isinstance(node, Mapping) or part not in node:
             place = ".".join(parts[:position])

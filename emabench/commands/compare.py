@@ -1,4 +1,4 @@
-"""set runs side by side, in a table or not"""
+"""compare runs side by side"""
 
 from __future__ import annotations
 

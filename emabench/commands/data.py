@@ -18,16 +18,16 @@ FETCHED = {
 
 
 def main(words: Sequence[str]) -> int:
-    """`emabench data NAME [data_dir=…]`: into data_dir, checksummed; what is there already stays."""
+    """`emabench data NAME [data_dir=…]`: into data_dir, checksummed; an existing data set is kept."""
     if not words or words[0] not in catalog.DATASETS:
         given = (
             f"{words[0]!r} is no data set{nearest(words[0], catalog.DATASETS)}" if words else "name one of "
         )
         raise UserError(given if words else given + ", ".join(catalog.DATASETS))
     name, data_dir = words[0], Path(configuration(words[1:]).data_dir)
-    there = catalog.found(name, data_dir)
-    if there:
-        print(f"{name}: {there}")
+    existing = catalog.found(name, data_dir)
+    if existing:
+        print(f"{name}: {existing}")
         return DONE
     if name not in FETCHED:
         raise UserError(f"{name} cannot be downloaded by a program\n{catalog.DATASETS[name].how_to_get}")

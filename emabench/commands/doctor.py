@@ -1,4 +1,4 @@
-"""versions, devices, data found and not found, and known traps"""
+"""print versions, devices, available data and known problems"""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from emabench.paths import cache_dir, conf_dir
 
 PACKAGES = ("torch", "torchvision", "diffusers", "torchmetrics", "hydra-core", "wandb")
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]–[/]", "bad": "[red]!![/]"}
-Finding = tuple[str, str, str]  # mark, what, what is to be said of it
+Finding = tuple[str, str, str]  # mark, subject, text
 
 
 def main(words: Sequence[str]) -> int:
-    """`emabench doctor`: print what is there, what is not, and how to get it. Exit status 1 if something is broken."""
+    """`emabench doctor`: print what is installed and available, what is missing, and how to get it. Exit status 1 if something is broken."""
     config = configuration(words)
     console = Console(soft_wrap=True)
     broken = False
@@ -63,7 +63,7 @@ def _software() -> Iterator[Finding]:
         yield (
             "bad",
             "torchvision",
-            f"does not import beside torch {torch.__version__} ({error}). Both have to come from the same index: "
+            f"does not import with torch {torch.__version__} ({error}). Both have to come from the same index: "
             "install torch with `uv pip install torch torchvision`, not a build ending in +cpu",
         )
 
@@ -104,11 +104,11 @@ def _places(results_dir: Path) -> Iterator[Finding]:
         if not source.built_in:
             yield ("ok" if source.root.is_dir() else "bad"), "your own", f"{source.name} ({source.root})"
     for name, path in (("results_dir", results_dir), ("cache", cache_dir())):
-        there = path.absolute()
-        while not there.exists():
-            there = there.parent
-        if os.access(there, os.W_OK):
-            yield "ok", name, f"{path} ({shutil.disk_usage(there).free / 2**30:.0f} GiB free)"
+        existing = path.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        if os.access(existing, os.W_OK):
+            yield "ok", name, f"{path} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)"
         else:
             yield (
                 "bad",

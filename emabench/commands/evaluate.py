@@ -19,23 +19,23 @@ def main(words: Sequence[str]) -> int:
     from emabench.training.start import restored
 
     try:
-        there = directory.result()
+        previous = directory.result()
     except DamagedResult:
-        there = None  # measured again, it is whole
-    if there and there.status == "diverged":
-        raise UserError(f"{directory.path}: diverged, there is nothing to measure ({there.reason})")
+        previous = None  # it is replaced
+    if previous and previous.status == "diverged":
+        raise UserError(f"{directory.path}: diverged, there is nothing to measure ({previous.reason})")
     with directory.locked(), explained(directory):
         training = restored(config, directory)
         if training.step < config.steps:
             raise UserError(
                 f"{directory.path}: training stopped at step {training.step} of {config.steps}; "
-                "the command that began it goes on from there"
+                "the command that started it resumes it"
             )
         directory.forget_rows()
         result = training.result()
-        # Where it was trained, and by what, stays what is said of it.
-        if there and there.status == "finished":
-            result = replace(result, environment={**there.environment, "evaluated": result.environment})
+        # The environment stays the one that trained it.
+        if previous and previous.status == "finished":
+            result = replace(result, environment={**previous.environment, "evaluated": result.environment})
         directory.write_result(result)
     terminal.show_run(result)
     return DONE

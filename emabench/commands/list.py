@@ -1,4 +1,4 @@
-"""the tasks, tables, sweeps and averages there are"""
+"""list tasks, tables, sweeps and averages"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emabench.averaging.profiles import KINDS
 from emabench.errors import DONE, UserError
 from emabench.plugins import Item
 
-NUMERICS = "Rounding errors of an EMA beside the article's formulas; no training (§15.3)"
+NUMERICS = "Rounding errors of an EMA next to the article's formulas; no training (§15.3)"
 
 
 def main(words: Sequence[str]) -> int:

@@ -32,14 +32,14 @@ def main(words: Sequence[str]) -> int:
     config, directory, options = named_run(
         "posthoc", [word for word in words if word != "--curve"], dict.fromkeys(ASKED, "")
     )
-    wanted = _curve(config) if curve else [_asked(options)]
+    profiles = _curve(config) if curve else [_asked(options)]
 
     from emabench.training.failures import explained
     from emabench.training.start import restored
 
     with explained(directory):
         training = restored(config, directory)
-        rows = [_measured(training, profile) for profile in wanted]
+        rows = [_measured(training, profile) for profile in profiles]
     main_metric = next(iter(training.task.metrics))
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("average", "window", *training.evaluator.metrics, "misplaced weight"):
@@ -81,7 +81,7 @@ def _curve(config: Config) -> list[Profile]:
     return [from_dict({"kind": "ema", "window": window, "debias": True}) for window in windows]
 
 
-def _measured(training: Trainer, wanted: Profile) -> tuple[str, float, dict[str, float], float]:
+def _measured(training: Trainer, profile: Profile) -> tuple[str, float, dict[str, float], float]:
     """Name, window, metrics, and the share of the weight that the fit puts on other steps."""
     from emabench.averaging.posthoc import rebuild
     from emabench.training import snapshots
@@ -92,12 +92,12 @@ def _measured(training: Trainer, wanted: Profile) -> tuple[str, float, dict[str,
             f"{training.directory.path}: kept no snapshots; train with snapshots.every={training.config.steps // 10}"
         )
     paths = [path for _, path in kept]
-    weights, fit = rebuild([s for s, _ in kept], snapshots.load_states(paths), wanted, training.config.steps)
+    weights, fit = rebuild([s for s, _ in kept], snapshots.load_states(paths), profile, training.config.steps)
     with training.evaluator.loaded(weights):
         metrics = training.evaluator.evaluate()
-    about = {key: value for key, value in wanted.to_dict().items() if key in ASKED}
+    about = {key: value for key, value in profile.to_dict().items() if key in ASKED}
     name = " ".join(f"{key} {value:.6g}" for key, value in about.items())
-    return name, wanted.effective_window(training.config.steps), metrics, fit.moved
+    return name, profile.effective_window(training.config.steps), metrics, fit.moved
 
 
 def _drawn(directory: RunDirectory, metric: str, points: list[tuple[float, float]]) -> str:

@@ -1,4 +1,4 @@
-"""all that was measured, as a page"""
+"""write a page over everything that was measured"""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(words: Sequence[str]) -> tuple[Path, int, list[str]]:
     words, pool = pooled(words)
     results_dir = Path(configuration(words).results_dir)
     if not results_dir.is_dir():
-        raise UserError(f"results_dir={results_dir}: is not there; nothing was measured in it")
+        raise UserError(f"results_dir={results_dir}: does not exist; no run was written to it")
     runs, unreadable = all_runs(results_dir)
     by_path = {run.path: run for run in runs if run.path}
     judged = []
@@ -64,7 +64,7 @@ def _judged(
     all_scales = []
     for scale in SCALES:
         if not any((run.result.task, run.result.scale) == (table.task, scale) for run in by_path.values()):
-            continue  # composing the arms' configurations, to ask for runs that cannot be there, is what takes long
+            continue  # composing the arms' configurations, to look for runs that cannot exist, takes most of the time
         runs = _runs(table, scale, by_path.get, [word for word in words if not word.startswith("scale=")])
         if any(run for by_seed in runs.values() for run in by_seed.values()):
             all_scales.append(judged_of(table, scale, runs, words, pool))
@@ -73,10 +73,10 @@ def _judged(
     return all_scales or [judge(table, "small", {arm: dict.fromkeys(seeds) for arm in table.arms})]
 
 
-def write_pages_of(config: Config, anew: bool = True) -> list[Path]:
+def write_pages_of(config: Config, always: bool = True) -> list[Path]:
     """Write the pages of the tables that a run belongs to; returns where they are.
 
-    Only runs of these tables are read, however many others are next to them. Not `anew`: a page that is newer than
+    Only runs of these tables are read, however many others are next to them. Not `always`: a page that is newer than
     the run's result is left as it is.
     """
     results_dir = Path(config.results_dir)
@@ -88,7 +88,7 @@ def write_pages_of(config: Config, anew: bool = True) -> list[Path]:
         if config.directory() not in {by_seed[config.seed].directory() for by_seed in planned.values()}:
             continue
         page = page_of(table.name, config.scale, folder_for(results_dir))
-        if anew or not page.exists() or page.stat().st_mtime < result.stat().st_mtime:
+        if always or not page.exists() or page.stat().st_mtime < result.stat().st_mtime:
             from emabench.report import html
 
             runs = _runs(table, config.scale, _readable, words)

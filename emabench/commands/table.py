@@ -29,10 +29,10 @@ NAME = "emabench table NAME [seeds=N] [--pilot] [pool=…]"
 def main(words: Sequence[str]) -> int:
     """`emabench table NAME [seeds=N] [jobs=N] [launcher=slurm [cluster=PROFILE] [runs_per_job=N]] [overrides]`
 
-    Run what is missing of the seeds that the table plans (of seeds=N, the first N of them), print measured beside
+    Run what is missing of the seeds that the table plans (of seeds=N, the first N of them), print measured next to
     reported, write the page. --pilot: seeds from 0 on, for trying out. pool=code,precision,device: judge runs together
     that differ in these. --dry-run: show what would run;
-    --status: how far the runs are; --collect: judge what is there; --from FILE.json: judge the runs of a file that
+    --status: how far the runs are; --collect: judge the existing results; --from FILE.json: judge the runs of a file that
     a report wrote, running nothing; out=DIR: where the page goes. `emabench table numerics` is of rounding errors.
     """
     if words and words[0] == "numerics":  # no training: rounding errors, measured in this process
@@ -70,11 +70,11 @@ def main(words: Sequence[str]) -> int:
         if options.out:
             raise
         print(f"\npage not written: {error}")
-    there = [run.result.status for by_seed in runs.values() for run in by_seed.values() if run]
-    lacking = len(named) - len(there) + there.count("failed")
+    statuses = [run.result.status for by_seed in runs.values() for run in by_seed.values() if run]
+    lacking = len(named) - len(statuses) + statuses.count("failed")
     if lacking and not options.action:
         raise RunFailed(
-            f"{lacking} of {len(named)} runs failed, or another process has them (their words are above, or in each "
+            f"{lacking} of {len(named)} runs failed, or another process has them (the errors are above, or in each "
             "run's log.txt); the same command tries again what is missing"
         )
     return DONE
@@ -148,7 +148,7 @@ def _check_averages(table: spec.Table, scale: str, planned: Plan, overrides: Seq
             if average in was and average not in config.profiles():
                 words = " ".join(filter(_of_averages, overrides))
                 raise UserError(
-                    f"{words}: takes away {average}, which the row {row.label!r} of {table.name} is; leave it there, "
+                    f"{words}: takes away {average}, which the row {row.label!r} of {table.name} is; keep it, "
                     "or train a run of your own without `table`"
                 )
 
@@ -171,11 +171,12 @@ def plan(table: spec.Table, scale: str, seeds: Iterable[int], overrides: Sequenc
 
 
 def gathered(planned: Plan) -> Runs:
-    """The planned runs as they lie on disk."""
-    from emabench.launch.plan import found
+    """The planned runs that have a result."""
+    from emabench.launch.plan import existing_run
 
     return {
-        arm: {seed: found(config) for seed, config in by_seed.items()} for arm, by_seed in planned.items()
+        arm: {seed: existing_run(config) for seed, config in by_seed.items()}
+        for arm, by_seed in planned.items()
     }
 
 

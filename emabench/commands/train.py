@@ -41,15 +41,15 @@ def main(words: Sequence[str]) -> int:
             ("launcher=", "hydra/launcher=", "cluster=", "cluster.", "jobs=", "runs_per_job=")
         ):
             raise UserError(
-                f"{word}: says where the runs of a sweep go; add -m (emabench -m …), also for one run"
+                f"{word}: is for sweeps: where their runs are executed; add -m (emabench -m …), also for one run"
             )
     if flags:
         return show_configuration(overrides)
     config = configuration(overrides)
 
-    from emabench.launch.plan import check_device, found
+    from emabench.launch.plan import check_device, existing_run
 
-    before = None if config.rerun else found(config)
+    before = None if config.rerun else existing_run(config)
     done = before is not None and before.result.status != "failed"
     # Where torchrun has started several processes they have to agree on that first.
     if before is not None and done and os.environ.get("WORLD_SIZE", "1") == "1":
@@ -63,7 +63,7 @@ def main(words: Sequence[str]) -> int:
     if os.environ.get("RANK", "0") != "0":  # torchrun: the first process prints for all
         return DONE if result.status == "finished" else FAILED
     if done:
-        print(f"{result.status} before, not trained again (nor logged); rerun=true trains anew")
+        print(f"{result.status} before, not trained again (nor logged); rerun=true trains it again")
 
     from emabench.report import terminal
 
@@ -110,9 +110,9 @@ def _show_pages(config: Config, done: bool) -> None:
     from emabench.commands import report
 
     try:
-        for page in report.write_pages_of(config, anew=not done):
+        for page in report.write_pages_of(config, always=not done):
             print(f"page    {page}")
-    except Exception as error:  # of whatever files there are: this run is finished all the same
+    except Exception as error:  # of other files: this run is finished all the same
         print(f"page not written: {error}")
 
 

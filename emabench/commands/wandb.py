@@ -1,4 +1,4 @@
-"""upload offline runs to W&B; make a table's workspace and report there"""
+"""upload offline runs to W&B; make a table's workspace and report"""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def _sync(words: list[str]) -> int:
     going = [path for path in runs if RunDirectory(path).held()]
     todo = {path: parts for path in runs if path not in going and (parts := _unsynced(path))}
     for path in going:
-        print(f"{path}  is running: left for later")
+        print(f"{path}  is running; skipped")
     if not todo:
-        print(f"nothing to upload: no run below {root} has W&B files that are not there yet")
+        print(f"nothing to upload: no run below {root} has W&B files that are not uploaded yet")
         return DONE
     if not dry:
         _logged_in()

@@ -1,7 +1,7 @@
 """Several runs on this machine: one after the other in this process, or `jobs` at a time in processes of their own.
 
-Whatever is finished already is passed over, so an interrupted batch goes on with the same command. A run that
-fails is said and does not take the others down.
+Finished runs are skipped, so the same command resumes an interrupted batch. A run that fails is reported and does
+not stop the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from emabench.config import Config
 from emabench.errors import DONE, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
-from emabench.launch.plan import check, check_device, found, has_gpu_driver
+from emabench.launch.plan import check, check_device, existing_run, has_gpu_driver
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory
 from emabench.runs.files import open_regular
@@ -28,7 +28,7 @@ from emabench.training.interruption import StopRequest, stop_requests
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-STOPPED = "stopped; the same command goes on from there"
+STOPPED = "stopped; the same command resumes"
 LOOK = 2.0  # seconds between two looks at how far runs are
 
 
@@ -36,8 +36,8 @@ def missing(configs: Sequence[Config]) -> list[Config]:
     """The runs that have no result yet, or one that says "failed"; each once."""
     todo = {}
     for config in configs:
-        there = None if config.rerun else found(config)
-        if there is None or there.result.status == "failed":
+        run = None if config.rerun else existing_run(config)
+        if run is None or run.result.status == "failed":
             todo[config.directory()] = config
     return list(todo.values())
 
@@ -45,7 +45,7 @@ def missing(configs: Sequence[Config]) -> list[Config]:
 def run_missing(configs: Sequence[Config], jobs: int = 1, names: Mapping[Path, str] | None = None) -> None:
     """Run what is missing, `jobs` at a time. UserError before anything starts, Interrupted when asked to stop.
 
-    A run goes on to the bit only with the same `jobs`, which say how many threads it has.
+    A run resumes bit-identically only with the same `jobs`, which set how many threads it has.
 
     `names`: what to call the run of a directory on the terminal, where that says more than its task and run_id.
     """
@@ -53,7 +53,7 @@ def run_missing(configs: Sequence[Config], jobs: int = 1, names: Mapping[Path, s
     console = Console(stderr=True)
     going = [config for config in todo if RunDirectory(config.directory()).held()]
     for config in going:
-        console.print(f"{config.directory()} is being run by another process: left to it", soft_wrap=True)
+        console.print(f"{config.directory()} is being run by another process; skipped", soft_wrap=True)
     todo = [config for config in todo if config not in going]
     if not todo:
         return

@@ -1,4 +1,4 @@
-"""Many runs, asked for by `table` or by `-m`: the words that say where they are run, and sending them there."""
+"""Many runs, of a table or a sweep: the options that say where they are executed, and executing them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACTIONS = ("--dry-run", "--status", "--collect")
 
 @dataclass
 class Options:
-    """How many runs are to be run, as far as words have said it."""
+    """How runs are executed, as far as the command says."""
 
     action: str = ""  # one of ACTIONS; empty: run or submit what is missing
     launcher: str = "local"
@@ -91,7 +91,7 @@ def _plain(word: str) -> str:
 def _yaml(word: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
-    except Exception as error:  # a YAMLError; or, of a date that there is not, whatever comes (PyYAML 6)
+    except Exception as error:  # a YAMLError; or, of an impossible date, any error (PyYAML 6)
         raise UserError(f"{word}: the value is not YAML") from error
 
 
@@ -125,10 +125,10 @@ def carry_out(name: str, runs: Mapping[str, Config], options: Options, command: 
         named = f" in {jobs} job{'s' if jobs > 1 else ''} named {sent[0].name}" if sent else ""
         print(f"submitted {len(sent)} of {len(configs)} run{'' if len(configs) == 1 else 's'}{named}")
         if len(sent) < len(configs):
-            print("what was not is finished, in the queue or running already")
+            print("the others are finished, in the queue or running")
             ending = sum(at.state == "completing" for at in status.standings(runs).values())
             if ending:
-                print(f"{ending} of those are still ending: give the command again when they have")
+                print(f"{ending} of them are still ending: repeat the command once they have")
         for action in ("--status", "--collect"):
             print(shlex.join([*command, action]))
     else:

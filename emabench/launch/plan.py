@@ -1,4 +1,4 @@
-"""What holds for several runs before the first of them starts."""
+"""Checks of runs before the first of them starts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from emabench.runs.result import DamagedResult
 from emabench.tables.gather import Run, read_run_of
 
 
-def found(config: Config) -> Run | None:
-    """What is there of a run, None while there is no result. A damaged result is said, with the mend (RunFailed)."""
+def existing_run(config: Config) -> Run | None:
+    """The run of a configuration, None while it has no result. Raises RunFailed for a damaged one."""
     try:
         return read_run_of(config.directory())
     except DamagedResult as error:
@@ -44,7 +44,7 @@ def check_device(config: Config) -> None:
 
 
 def check(configs: Iterable[Config]) -> None:
-    """Every run's task options, its processes, and whether its data is there. UserError for the first that is wrong."""
+    """Every run's task options, its processes, and whether its data exists. Raises UserError for the first mistake."""
     for config in configs:
         module = tasks.load(config.task_name)
         options = checked(module.Options, config.task, at="task")
@@ -52,6 +52,6 @@ def check(configs: Iterable[Config]) -> None:
         own.load(config.metrics, module.Task.metrics)
         name, data_dir = config.task.get("data"), Path(config.data_dir)
         if name in catalog.DATASETS and not catalog.found(name, data_dir):
-            catalog.located(name, data_dir)  # says where it was looked for, and how to get it
+            catalog.located(name, data_dir)  # raises with where it was looked for, and how to get it
         if corpus := config.task.get("corpus"):
             text.located(corpus, data_dir)

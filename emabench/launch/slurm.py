@@ -122,7 +122,7 @@ class Job:
 def hand_back() -> NoReturn:
     """End this job, whose run has stopped at a checkpoint, and have SLURM start it again.
 
-    Not where SLURM is ending it by a decision of its own: it requeues what it preempts or is told to requeue, and
+    Not where SLURM is ending it by a decision of its own: it requeues what it preempts or is asked to requeue, and
     what was cancelled stays cancelled.
     """
     job = submitit.JobEnvironment()
@@ -153,7 +153,7 @@ def outside_jobs() -> Iterator[None]:
 
 
 class Submitted(NamedTuple):
-    """Where a run was sent: the name is of one submission, for job numbers begin anew on another cluster."""
+    """Where a run was sent: the name is of one submission, because job numbers start again on another cluster."""
 
     name: str
     place: int  # in the array
@@ -174,7 +174,7 @@ def submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_job
     """
     if not shutil.which("sbatch"):
         raise UserError(
-            "launcher=slurm: there is no sbatch here; run this where jobs are submitted from, "
+            "launcher=slurm: sbatch is not on the PATH; run this where jobs are submitted from, "
             "or try it on this machine: see slurm/README.md"
         )
     with _alone(Path(configs[0].results_dir) / ".slurm"):
@@ -196,8 +196,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_job: int) -> list[Submitted]:
-    there = queue()
-    todo = _without_held([config for config in missing(configs) if submitted(config) not in there])
+    queued = queue()
+    todo = _without_held([config for config in missing(configs) if submitted(config) not in queued])
     if not todo:
         return []
     name = f"{title}-{secrets.token_hex(3)}"
@@ -217,7 +217,7 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
     python = f"{shlex.quote(sys.executable)} -P"  # nothing is imported from the working directory
     executor = submitit.SlurmExecutor(folder, max_num_timeout=profile.requeues, python=python)
     executor.update_parameters(**_parameters(name, profile, folder))
-    # Begun anew once, here: a requeued job has to go on.
+    # Reset once, here: a requeued job has to resume.
     again = [
         directory
         for config in todo
@@ -237,7 +237,7 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
         if was_interrupted():
             raise KeyboardInterrupt
         stack.enter_context(outside_jobs())
-        stack.enter_context(redirect_stderr(io.StringIO()))  # an error is printed there and raised as well
+        stack.enter_context(redirect_stderr(io.StringIO()))  # errors are raised as well
         try:
             executor.submit_array([Job(group, runs_per_job) for group in groups])
         except (RuntimeError, OSError, IndexError) as error:  # sbatch's own, or that it cannot be run or read
@@ -289,7 +289,7 @@ def _parameters(name: str, profile: Profile, folder: Path) -> dict[str, Any]:
     # Who may write to the results directory could put another folder in the place of this one.
     own = f"[ -O {shlex.quote(str(folder))} ] || {{ echo 'the folder of this job is of another user'; exit 1; }}"
     safe = "export PYTHONSAFEPATH=1"  # for what the job starts
-    # A run that goes on elsewhere needs the same number of threads; srun does not inherit the job's.
+    # A run that resumes on another node needs the same number of threads; srun does not inherit the job's.
     threads = "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"
     return {
         "job_name": name,
@@ -316,25 +316,25 @@ def _record(config: Config) -> Path:
 def submitted(config: Config) -> Submitted | None:
     """Where a run was last sent, None where it never was."""
     try:
-        found = json.loads(read_bytes(_record(config), 10_000))
-        return Submitted(str(found["name"]), int(found["place"]))
+        record = json.loads(read_bytes(_record(config), 10_000))
+        return Submitted(str(record["name"]), int(record["place"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def log(config: Config, sent: Submitted) -> Path | None:
     """What the job of a run printed; None where it never began."""
-    found = (Path(config.results_dir) / ".slurm" / sent.name).glob("*_log.out")
-    return next((path for path in found if _place(path.name.removesuffix("_0_log.out")) == sent.place), None)
+    logs = (Path(config.results_dir) / ".slurm" / sent.name).glob("*_log.out")
+    return next((path for path in logs if _place(path.name.removesuffix("_0_log.out")) == sent.place), None)
 
 
 def queue() -> dict[Submitted, Queued]:
     """This user's jobs that wait or run. Raises UserError where SLURM does not answer."""
-    found = {}
+    jobs = {}
     for line in _squeue("--me", "--format=%j|%i|%T|%r"):
         name, job, state, reason = (*line.split("|", 3), "", "", "")[:4]
-        found[Submitted(name, _place(job))] = Queued(job, state, reason)
-    return found
+        jobs[Submitted(name, _place(job))] = Queued(job, state, reason)
+    return jobs
 
 
 def _place(job: str) -> int:

@@ -1,4 +1,4 @@
-"""How far several runs are: what their directories say, and the queue where they were sent to one."""
+"""The state of several runs, from their directories and from the queue they were submitted to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Standing:
 
 
 def standing(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> Standing:
-    """What is known of a run: a result that counts, else the queue's word before that of its files."""
+    """The state of a run: of its result if it has one that counts, else of the queue, else of its files."""
     directory = RunDirectory(config.directory())
     step, left = history.progress(directory.history, config.steps)
     try:
@@ -57,34 +57,34 @@ def standing(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> S
 
 
 def standings(runs: Mapping[str, Config]) -> dict[str, Standing]:
-    """Every run as it stands, by its name. Where SLURM does not answer that is said."""
+    """Every run as it stands, by its name. Prints a note where SLURM does not answer."""
     queue: Mapping[slurm.Submitted, slurm.Queued] = {}
     if any(slurm.submitted(config) for config in runs.values()):
         try:
             queue = slurm.queue()
         except UserError as error:
-            Console(stderr=True).print(f"{error}; what follows is from the runs' files", soft_wrap=True)
+            Console(stderr=True).print(f"{error}; the following is from the runs' files", soft_wrap=True)
     return {name: standing(config, queue) for name, config in runs.items()}
 
 
 def show(runs: Mapping[str, Config]) -> None:
-    """A line on each run, by its name, and one on all of them; then what there is to say of some."""
+    """A line on each run, by its name, and one on all of them; then notes on some."""
     console = Console(markup=False)
-    found = standings(runs)
+    states = standings(runs)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("run", "state", "steps", "left", "job"):
         right = title in ("steps", "left")
         table.add_column(title, justify="right" if right else "left", no_wrap=True)
-    for name, at in found.items():
+    for name, at in states.items():
         steps = f"{at.step}/{runs[name].steps}"
         table.add_row(name, at.state, steps, _duration(at.left), at.job)
     console.print(table)
-    notes = [f"{name}: {at.note}" for name, at in found.items() if at.note and at.note != "None"]
+    notes = [f"{name}: {at.note}" for name, at in states.items() if at.note and at.note != "None"]
     if notes:  # in lines of their own: paths are to be copied
         console.print("\n" + "\n".join(notes), highlight=False, markup=False, soft_wrap=True)
-    counts = Counter(at.state for at in found.values())
+    counts = Counter(at.state for at in states.values())
     words = [f"{counts[state]} {state}" for state in sorted(counts, key=_order)]
-    longest = max((at.left for at in found.values() if at.left is not None), default=None)
+    longest = max((at.left for at in states.values() if at.left is not None), default=None)
     ends = "" if longest is None else f"; those running have up to {_duration(longest)} of training left"
     console.print(f"\n{', '.join(words)}{ends}", highlight=False, soft_wrap=True)
 

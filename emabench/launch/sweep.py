@@ -19,7 +19,7 @@ from emabench import compose
 from emabench.config import Config, checked
 from emabench.errors import DONE, FAILED, UserError
 from emabench.launch import many, sweep_file
-from emabench.launch.plan import found
+from emabench.launch.plan import existing_run
 from emabench.launch.sweep_file import Job
 from emabench.runs.result import RAW, Result
 
@@ -42,7 +42,7 @@ def main(words: Sequence[str]) -> tuple[int, Path | None]:
     name = sweep_file.group_of(sweeps)
     if not many.carry_out(name, runs, options, ["emabench", "-m", *words]):
         return DONE, None
-    results = {title: there.result if (there := found(config)) else None for title, config in runs.items()}
+    results = {title: run.result if (run := existing_run(config)) else None for title, config in runs.items()}
     if any(sweep.one_run for sweep in sweeps):
         _show_averages(results)
     else:
@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> tuple[int, Path | None]:
 def named(jobs: Sequence[Job], configuration: Callable[..., Config]) -> dict[str, Config]:
     """The run of each job, by those words of its title that tell it from the others. Raises UserError.
 
-    A seed is put into the configuration of the other words: composing anew takes 50 ms.
+    A seed is put into the configuration of the other words: composing one takes 50 ms.
     """
     titles = [job.title for job in jobs]
     varying = [i for i in range(len(titles[0])) if len({title[i] for title in titles}) > 1]

@@ -14,7 +14,7 @@ from typing import IO
 
 import yaml
 
-from emabench.config import Config, identity, said
+from emabench.config import Config, identity, without_defaults
 from emabench.errors import UserError
 from emabench.runs.files import read_yaml, remove_leftovers, write_text
 from emabench.runs.result import Result, Row, read_result, read_row, row_to_json, to_json
@@ -42,7 +42,7 @@ class RunDirectory:
         self.exported = path / "export"
         self.measuring = path / "measuring"  # rows of a measurement that is under way
         self.error = path / "error.txt"
-        # There from `anew` to the next result: what is unfinished is of the new run already.
+        # Exists from `anew` to the next result: unfinished files are of the new run already.
         self.rerun_begun = path / ".rerun"
 
     def prepare(self, config: Config) -> None:
@@ -58,22 +58,22 @@ class RunDirectory:
     def _check_identity(self, config: Config) -> None:
         """The configuration on disk and the one asked for have to be of the same run."""
         try:
-            there = read_yaml(self.config)
+            existing = read_yaml(self.config)
         except ValueError:
-            there = None
-        if not isinstance(there, dict):
+            existing = None
+        if not isinstance(existing, dict):
             raise UserError(f"{self.config}: is damaged; move {self.path} away, or set results_dir=…")
-        there, asked = said(Config, there), identity(config)
+        existing, asked = without_defaults(Config, existing), identity(config)
         for key, value in asked.items():
-            if there.get(key) != value:
+            if existing.get(key) != value:
                 raise UserError(
-                    f"{self.path}: belongs to another configuration ({key} is {there.get(key)!r} there, "
-                    f"{value!r} asked for); move it away, or set results_dir=…"
+                    f"{self.path}: belongs to another configuration ({key} is {existing.get(key)!r} in it, "
+                    f"but {value!r} in this command); move it away, or set results_dir=…"
                 )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run: a second process that wants it is told so (Held). The lock dies with its process."""
+        """Lock the run; raises Held where another process has it. The lock is released when its process ends."""
         with writable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a+")
@@ -97,7 +97,7 @@ class RunDirectory:
         try:
             with (self.path / ".lock").open() as file:
                 return not _taken(file, self.path, shared=True)
-        except (OSError, UserError):  # none there, or nothing that could be asked
+        except (OSError, UserError):  # no lock, or one that cannot be tested
             return False
 
     def holder(self) -> str:
@@ -113,14 +113,14 @@ class RunDirectory:
 
     @contextmanager
     def anew(self) -> Iterator[None]:
-        """Inside the block nothing is there of what training left; afterwards it is gone, or back if that raised.
+        """Inside the block all that training left is moved away; afterwards it is deleted, or moved back if the block raised.
 
-        For `rerun=true`, given once or again: where `rerun_begun` is there, this was done and the new run has begun.
+        For `rerun=true`, given once or again: where `rerun_begun` exists, this was done and the new run has started.
 
-        The result goes last: a crash in between leaves a finished run, or one with nothing to go on from.
+        The result goes last: a crash in between leaves a finished run, or one with nothing to resume from.
         """
         before = self.path / "before"
-        found = (
+        files = (
             self.checkpoints,
             self.snapshots,
             self.artifacts,
@@ -131,7 +131,7 @@ class RunDirectory:
         )
         shutil.rmtree(before, ignore_errors=True)
         before.mkdir()
-        for each in found:
+        for each in files:
             if each.exists():
                 each.rename(before / each.name)
         self.checkpoints.mkdir()
@@ -154,8 +154,8 @@ class RunDirectory:
 
     def kept_rows(self, step: int) -> dict[str, Row]:
         """The rows kept of this step by average; what cannot be read is measured again."""
-        found = [read_row(file) for file in sorted(self.measuring.glob(f"{step}-*.json"))]
-        return {row.average: row for row in found if row}
+        rows = [read_row(file) for file in sorted(self.measuring.glob(f"{step}-*.json"))]
+        return {row.average: row for row in rows if row}
 
     def forget_rows(self) -> None:
         shutil.rmtree(self.measuring, ignore_errors=True)

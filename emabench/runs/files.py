@@ -22,7 +22,7 @@ class NoRoom(OSError):
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write aside, flush to the disk, rename. An error leaves what was there, and nothing half-written.
+    """Write aside, flush to the disk, rename. An error leaves the previous file, and nothing half-written.
 
     Raises NoRoom where the disk is full, any other OSError as it comes.
     """

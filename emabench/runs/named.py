@@ -69,5 +69,7 @@ def read_config(directory: RunDirectory) -> Config:
     for origin in origins:
         kind, _, name = origin.partition(":")[0].partition("/")
         if name not in plugins.find(kind):
-            raise UserError(f"{directory.path}: {origin} is not there now; --path FOLDER says where it is")
+            raise UserError(
+                f"{directory.path}: {origin} no longer exists; --path FOLDER names where it is now"
+            )
     return config

@@ -1,4 +1,4 @@
-"""`result.json`: what a run found, one row an average."""
+"""`result.json`: what a run measured, one row an average."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def read_result(path: Path) -> Result:
 def parse_result(text: str, source: str) -> Result:
     """A result from its JSON text; `source` names where it is from. Raises DamagedResult when it is not one."""
     # They would move a terminal's cursor, or worse.
-    text = CONTROL.sub(lambda found: found["backslash"] or "\\ufffd", text)
+    text = CONTROL.sub(lambda match: match["backslash"] or "\\ufffd", text)
     try:
         schema = json.loads(text)["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Weights & Biases beside the local files: `log=wandb`, `log=offline`, `log=none`.
+"""Weights & Biases next to the local files: `log=wandb`, `log=offline`, `log=none`.
 
 The files of the run are the truth; W&B is a view of them. Nothing here may stop or slow a training: a missing
 login or a dead network falls back to offline and says so once, and nothing waits for the network without an end.
@@ -21,7 +21,7 @@ from emabench.runs.result import RAW, Result, Row
 
 Mode = Literal["online", "offline"]
 PROJECT = "emabench"
-REACH = 5  # seconds to wait for an answer before going on offline
+REACH = 5  # seconds to wait for an answer before logging offline
 UPLOAD = 60  # seconds that a run's end may wait for what is not uploaded yet
 UPLOAD_WEIGHTS = 1800  # the same with weights, which may be gigabytes
 
@@ -63,12 +63,12 @@ class WandbTracker:
                 self.run = _init(config, directory, mode)
                 self._tell_from_the_start(mode)
                 return
-            except Exception as error:  # whatever wandb raises, training goes on
-                then = "going on offline; `emabench wandb sync` uploads the run later"
-                self._give_up(error, then if mode == "online" else "going on without it")
+            except Exception as error:  # whatever wandb raises, training continues
+                then = "logging offline; `emabench wandb sync` uploads the run later"
+                self._give_up(error, then if mode == "online" else "continuing without it")
 
     def _tell_from_the_start(self, mode: Mode) -> None:
-        """Tell what `history.jsonl` has up to where the run is taken up again: one that was killed has not told all.
+        """Log what `history.jsonl` has up to where the run resumes: one that was killed has not logged all.
 
         Online, W&B takes none of the steps that it has. Parts of the run that are not uploaded have had their use
         then; offline too, where nothing is uploaded yet, for the new part has all of theirs.
@@ -77,7 +77,7 @@ class WandbTracker:
         earlier = [path for path in wandb_files(self.directory.path) if not path.parent.samefile(here)]
         kept = [path for path in earlier if path.parent.name.startswith("run-") or is_synced(path)]
         if mode == "offline" and kept:
-            return  # gone on with
+            return  # they are continued
         for line in history.lines(self.directory.history) if _told_before(self.directory) else ():
             step = line.pop("step")
             if "eval" in line:
@@ -128,7 +128,7 @@ class WandbTracker:
             try:
                 self.run.log({"step": step} | values, step=step)
             except Exception as error:
-                self._give_up(error, "going on without it")
+                self._give_up(error, "continuing without it")
 
     def _give_up(self, error: Exception, then: str) -> None:
         self.run = None
@@ -142,7 +142,7 @@ def tracker(config: Config, directory: RunDirectory, say: Callable[[str], None])
 
 
 def _told_before(directory: RunDirectory) -> bool:
-    """Whether training goes on from somewhere: then the history holds what led there."""
+    """Whether training was resumed: then the history holds what came before."""
     return directory.history.exists() and directory.history.stat().st_size > 0
 
 
@@ -192,7 +192,7 @@ def _init(config: Config, directory: RunDirectory, mode: Mode) -> Any:
         config=identity(config),
         dir=directory.path,
         mode=mode,
-        # Gone on with; None takes the place of what there is of an earlier training. Offline parts are joined at sync.
+        # Resumed; None replaces an earlier training of the run. Offline parts are joined at sync.
         resume="allow" if mode == "online" and _told_before(directory) else None,
         reinit="create_new",
         settings=wandb.Settings(
@@ -224,14 +224,14 @@ def _window(row: Row) -> float | None:
 
 
 def _pictures(artifacts: Path, averages: Sequence[str]) -> dict[str, Any]:
-    """By kind of picture: that of the raw weights with those of each average beside it."""
+    """By kind of picture: that of the raw weights with those of each average next to it."""
     import wandb
 
-    found: dict[str, list[Any]] = {}
+    pictures: dict[str, list[Any]] = {}
     for average in averages:
         for path in sorted((artifacts / average).glob("*.png")):
-            found.setdefault(path.stem, []).append(wandb.Image(str(path), caption=average))
-    return dict(found)
+            pictures.setdefault(path.stem, []).append(wandb.Image(str(path), caption=average))
+    return dict(pictures)
 
 
 def _weights(result: Result, exported: Path) -> Any:

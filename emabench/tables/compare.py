@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from emabench.config import PRIVATE, Config, said
+from emabench.config import PRIVATE, Config, without_defaults
 from emabench.errors import UserError
 from emabench.tables.gather import Run
 from emabench.tables.statistics import Estimate, estimate
@@ -91,7 +91,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 def _deciding(run: Run) -> dict[str, Any]:
     """What decides the run's result but for the seed, as the run_id has it."""
-    return {key: value for key, value in said(Config, run.config).items() if key not in APART}
+    return {key: value for key, value in without_defaults(Config, run.config).items() if key not in APART}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -151,7 +151,7 @@ def test_without_slurm_it_is_said(
     monkeypatch.setenv("PATH", str(tmp_path))
     words = ["table", "variance_law", "scale=smoke", f"results_dir={tmp_path}"]
     assert main([*words, "launcher=slurm"]) == MISTAKE
-    assert "there is no sbatch here" in capsys.readouterr().err
+    assert "sbatch is not on the PATH" in capsys.readouterr().err
     assert main([*words, "launcher=slrm"]) == MISTAKE
     assert main([*words, "runs_per_job=2"]) == MISTAKE
     assert "runs_per_job=2: is for launcher=slurm" in capsys.readouterr().err

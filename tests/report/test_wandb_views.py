@@ -114,7 +114,7 @@ def test_sync_says_sent_of_what_was_sent(
     with RunDirectory(run).locked():
         parts[1].with_name("run-x.wandb.synced").unlink()
         assert main(["wandb", "sync", str(tmp_path)]) == 0
-    assert "is running: left for later" in capsys.readouterr().out
+    assert "is running; skipped" in capsys.readouterr().out
 
 
 def test_sync_without_a_login_starts_nothing(

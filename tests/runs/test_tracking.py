@@ -114,7 +114,7 @@ def test_a_broken_wandb_stops_nothing(
     result: Result = run(asked)
     assert result.status == "finished"
     assert RunDirectory(asked.directory()).result() == result
-    assert "going on without it" in capsys.readouterr().err
+    assert "continuing without it" in capsys.readouterr().err
 
 
 def test_pictures_and_weights_stand_raw_beside_averaged(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_an_address_that_does_not_answer_delays_a_run_by_seconds(tmp_path: Path)
     command = [sys.executable, "-m", "emabench", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("going on offline") == 1
+    assert done.stderr.count("logging offline") == 1
     assert exit_codes(configuration(words)) == [0]
 
 

@@ -516,8 +516,8 @@ def test_training_goes_on_without_the_network(
     config = undisturbed.model_copy(update={"results_dir": str(tmp_path), "log": "wandb"})
     run(config)
     said = capsys.readouterr().err
-    assert "going on offline" in said
-    assert "going on without it" in said
+    assert "logging offline" in said
+    assert "continuing without it" in said
     assert_as_undisturbed(config, undisturbed)
 
 
