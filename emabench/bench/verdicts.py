@@ -28,7 +28,7 @@ from emabench.tables.spec import Table
 from emabench.tables.verdict import DECIDED, Kind, Verdict
 
 POPULATION = 200_000  # seeds from which the truth is taken; a share within 0.005 of a half is one half
-TARGET, LAST = 5.0, 100_000  # of the steps claims, and when training ends
+TARGET, GRID, LAST = 5.0, 40, 100_000  # of the steps claims: measured so often; when training ends
 ALONG = list(ROWS)
 CLAIMS: list[dict[str, Any]] = [
     {"type": "order", "along": ALONG, "margin": 0.1, "article": "better", "literature": "worse"},
@@ -85,8 +85,9 @@ def _run(drawn: Drawn, i: int, j: int) -> Run:
     track: dict[str, dict[str, list[tuple[int, float]]]] = {}
     if drawn.steps is not None:
         reached = drawn.steps[i, j]
-        at = [(round(reached), 0.0)] if math.isfinite(reached) else []
-        track = {"raw": {"loss": [(1, 2 * TARGET), *at]}}
+        at = [(GRID * math.ceil(reached / GRID), 0.0)] if math.isfinite(reached) else []
+        before = [(step, 2 * TARGET) for step in range(GRID, at[0][0] if at else LAST // 100, GRID)]
+        track = {"raw": {"loss": [*before, *at]}}
         value = 0.0 if at else 2 * TARGET
     result = Result(
         run_id=f"simulated-{ROWS[j]}-{i}", task="simulated", scale="small", seed=100 + i, steps=LAST,

@@ -20,12 +20,17 @@ def within(
     tolerance: Amount,
     *,
     change: bool,
+    at_most: Sequence[float] | None = None,
 ) -> dict[str, Expectation]:
     """Is x within a band around what is expected in a typical seed; if not, is its sign at least right?
 
-    `change`: x are changes, which have a direction; else they are values.
+    `change`: x are changes, which have a direction; else they are values. `at_most`: where x are known to lie between
+    two values alone, x is the lower of them and this the upper; a seed bears out what both do.
     """
-    ready = {band: _within(measured, x, band, tolerance, change) for band in set(expectations.values())}
+    upper = x if at_most is None else at_most
+    ready = {
+        band: _within(measured, x, upper, band, tolerance, change) for band in set(expectations.values())
+    }
     return {who: ready[band] for who, band in expectations.items()}
 
 
@@ -38,7 +43,12 @@ def band_words(expectations: Mapping[str, Band], tolerance: Amount, *, change: b
 
 
 def _within(
-    measured: Measured, x: Sequence[float], band: Band, tolerance: Amount, change: bool
+    measured: Measured,
+    x: Sequence[float],
+    upper: Sequence[float],
+    band: Band,
+    tolerance: Amount,
+    change: bool,
 ) -> Expectation:
     """The median lies in one interval of those that 0 and the band's ends cut; each state's false statements add to 1."""
     low, high = to_log(band[0], -tolerance.value), to_log(band[1], tolerance.value)
@@ -56,13 +66,13 @@ def _within(
     beyond: list[tuple[Statement, bool]] = []
     if math.isfinite(low):
         inside.append(use(measured.at_least(x, low), ends))
-        beyond.append((use(measured.most(x, below=low), 0.5), not positive))
+        beyond.append((use(measured.most(upper, below=low), 0.5), not positive))
     if math.isfinite(high):
-        inside.append(use(measured.at_most(x, high), ends))
+        inside.append(use(measured.at_most(upper, high), ends))
         beyond.append((use(measured.most(x, above=high), 0.5), positive))
     outcomes = [Outcome(Kind.HOLDS, inside, f"{expected} within the tolerance in a typical seed")]
     if directed:
-        up, down = measured.most(x, above=0.0), measured.most(x, below=0.0)
+        up, down = measured.most(x, above=0.0), measured.most(upper, below=0.0)
         right, wrong = (up, down) if positive else (down, up)
         use(right, 0.8)
         use(wrong, 0.2)

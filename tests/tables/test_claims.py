@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from emabench.tables.claim import Measured
+from emabench.tables.claims.steps import StepsToTarget
 from emabench.tables.gather import Run
 from emabench.tables.judge import judge
 from emabench.tables.spec import Table
+from emabench.tables.statistics import holm
 from emabench.tables.verdict import Kind, Verdict
 
 from . import golden
@@ -214,3 +216,42 @@ def test_values_are_judged_at_paper_scale_alone() -> None:
     points = {"type": "gain", **PAIR, "article": 0.4, "tolerance": 0.1}
     assert verdict(points, [76.1, 76.5], better="higher")["article"].kind is Kind.NOT_COMPARABLE
     assert verdict(points, [76.1, 76.5], better="higher", scale="paper")["article"].kind is H
+
+
+def test_steps_are_known_to_the_measurements_alone() -> None:
+    """Both rows pass between steps 1000 and 1200: that they are equally fast is not known, nor that one is slower."""
+    rows = Table.model_validate(
+        {
+            "name": "t", "title": "T", "section": "1", "question": "?", "task": "ddpm", "seeds": 12,
+            "metrics": {"m": {"label": "M", "better": "lower"}}, "arms": {"only": []}, "claims": [],
+            "rows": {k: {"label": k, "arm": "only", "average": k} for k in "ab"},
+        }
+    ).rows  # fmt: skip
+
+    def kind(row: int, over: int, every: int, article: str) -> Kind:
+        claim = StepsToTarget.model_validate(
+            {
+                "type": "steps",
+                "text": "",
+                "metric": "m",
+                **PAIR,
+                "target": 1,
+                "article": article,
+                "tolerance": "2%",
+            }
+        )
+        tracks = {
+            key: {seed: [(step, 0.5 if step >= at else 2.0) for step in range(every, 4001, every)] for seed in range(12)}
+            for key, at in (("b", row), ("a", over))
+        }  # fmt: skip
+        no = {key: dict.fromkeys(range(12), False) for key in "ab"}
+        values = {key: dict.fromkeys(range(12), 0.5) for key in "ab"}
+        measured = Measured(rows, "small", "M", False, range(12), (12,), values, no, tracks)
+        expectation = claim.prepare(measured).expectations["article"]
+        return expectation.verdict(holm(expectation.families), 0.05, 1).kind
+
+    assert kind(1100, 1100, 200, "+2.2%") is U
+    assert kind(1122, 1100, 2, "+2.2%") is H, "measured finely it is"
+    assert kind(1100, 1100, 2, "+2.2%") is F
+    assert kind(500, 1100, 200, "+2.2%") is W, "what is far apart a coarse grid tells too"
+    assert kind(500, 1100, 200, "-60%") is P
