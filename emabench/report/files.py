@@ -15,7 +15,8 @@ from emabench.report import format as say
 from emabench.report import words
 from emabench.runs.files import NoRoom, write_text
 from emabench.tables import records
-from emabench.tables.judge import Judged, MeasuredRow
+from emabench.tables.judge import Judged
+from emabench.tables.measure import MeasuredRow
 from emabench.tables.statistics import Estimate
 
 CSV_COLUMNS = (

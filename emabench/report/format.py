@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from emabench.tables.judge import Cell
+from emabench.tables.measure import Cell
 from emabench.tables.parts import Published
 from emabench.tables.statistics import Estimate
 

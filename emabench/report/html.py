@@ -27,7 +27,8 @@ from emabench.runs.files import read_bytes, write_text
 from emabench.runs.result import RAW
 from emabench.tables import curves, spec
 from emabench.tables.gather import Run
-from emabench.tables.judge import Judged, MeasuredRow, Ruling
+from emabench.tables.judge import Judged, Ruling
+from emabench.tables.measure import MeasuredRow
 from emabench.tables.parts import Source
 from emabench.tables.verdict import Kind
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from emabench.report import words
 from emabench.tables import curves
-from emabench.tables.judge import Judged, MeasuredRow, Ruling
+from emabench.tables.judge import Judged, Ruling
+from emabench.tables.measure import MeasuredRow
 from emabench.tables.statistics import Estimate
 from emabench.tables.verdict import Effect, Verdict
 

@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
-from emabench.averaging.profiles import window_of_decay
 from emabench.config import PRIVATE
-from emabench.runs.result import DamagedResult
-from emabench.tables import provenance, spec
+from emabench.tables import measure, provenance, spec
 from emabench.tables.claim import Claim, Measured, Unfit
 from emabench.tables.claims.diverged import Diverged
 from emabench.tables.claims.gain import Gain
 from emabench.tables.claims.steps import StepsToTarget
 from emabench.tables.gather import Run, Runs
-from emabench.tables.parts import Scale, TableRow, at_scale
+from emabench.tables.measure import MeasuredRow
+from emabench.tables.parts import Scale
 from emabench.tables.provenance import Since
-from emabench.tables.statistics import ALPHA, Estimate, Family, Statement, estimate, holm
+from emabench.tables.statistics import ALPHA, Family, Statement, holm
 from emabench.tables.verdict import Effect, Kind, PreparedClaim, Verdict
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One metric of one row: the numbers by seed, and how they differ from the row it is compared with."""
-
-    values: Mapping[int, float]
-    mean: Estimate | None
-    paired: Mapping[int, float]  # differences by seed, in the metric's unit
-    change: Estimate | None  # their mean
-    relative: (
-        Estimate | None
-    )  # the same as a relative change (of geometric means), where values are above zero
-
-
-@dataclass(frozen=True)
-class MeasuredRow:
-    """One row as measured."""
-
-    key: str
-    spec: TableRow
-    average: str
-    against: str | None
-    window: float | None  # steps
-    cells: Mapping[str, Cell]
-    planned: int  # seeds asked for
-    finished: int
-    diverged: int
-    failed: int
-
-    @property
-    def missing(self) -> int:
-        return self.planned - self.finished - self.diverged - self.failed
 
 
 @dataclass(frozen=True)
@@ -149,13 +114,13 @@ def judge(
         since: for each claim, since when it stands (`provenance.claims_since`).
     """
     spec.check_scale(scale)
-    measured_with, mixed = _measured_with(table, runs)
-    problems = [*mixed.values(), *_problems(table, scale, runs)]
+    measured_with, mixed = measure.measured_with(table, runs)
+    problems = [*mixed.values(), *measure.problems_of(table, scale, runs)]
     apart = {
         arm: words for arm, by_seed in runs.items() if (words := provenance.unlike(_finished(by_seed), pool))
     }
     problems += [f"arm {arm}: {words}" for arm, words in apart.items()]
-    rows = {key: _row(table, key, scale, runs, set(mixed), set(apart)) for key in table.rows}
+    rows = {key: measure.measured_row(table, key, scale, runs, set(mixed), set(apart)) for key in table.rows}
     exploratory = _exploratory(table, scale, runs, overrides)
     judged = Judged(
         table, scale, runs, rows, (), measured_with, problems, 0, overrides, exploratory=exploratory
@@ -342,126 +307,3 @@ def _measured(judged: Judged, claim: Claim, seeds: Sequence[int]) -> Measured:
         diverged,
         tracks,
     )
-
-
-def _measured_with(table: spec.Table, runs: Runs) -> tuple[dict[str, str], dict[str, str]]:
-    """By metric what it was measured with, and for metrics where runs differ in that, the problem in words."""
-    by_metric: dict[str, dict[str, int]] = {metric: {} for metric in table.metrics}
-    for run in (run for by_seed in runs.values() for run in by_seed.values() if run and run.finished):
-        for metric, counts in by_metric.items():
-            if metric in run.result.metrics:
-                text = run.result.measured_with.get(metric, "")
-                counts[text] = counts.get(text, 0) + 1
-    mixed = {
-        metric: f"{table.metrics[metric].label}: the runs differ in what it was measured with, "
-        + "; ".join(f"{count} with {text or 'nothing stated'}" for text, count in sorted(counts.items()))
-        + ". Such values are not set beside each other"
-        for metric, counts in by_metric.items()
-        if len(counts) > 1
-    }
-    same = {
-        m: next(iter(counts)) for m, counts in by_metric.items() if len(counts) == 1 and next(iter(counts))
-    }
-    return same, mixed
-
-
-def _problems(table: spec.Table, scale: str, runs: Runs) -> list[str]:
-    problems = []
-    consequences = {
-        "diverged": "they are excluded from the means and count as the worst outcome in every verdict",
-        "failed": "verdicts wait for them",
-    }
-    for arm, by_seed in runs.items():
-        for status, consequence in consequences.items():
-            seeds = [seed for seed, run in by_seed.items() if run and run.result.status == status]
-            if seeds:
-                listed = ", ".join(map(str, seeds))
-                problems.append(
-                    f"arm {arm}: {len(seeds)} of {len(by_seed)} runs {status} (seed {listed}); {consequence}"
-                )
-        for run in by_seed.values():
-            if run and (run.result.task, run.result.scale) != (table.task, scale):
-                raise ValueError(f"run {run.result.run_id} is of {run.result.task}, {run.result.scale}")
-            if run and run.finished:
-                for metric, asked in table.metrics.items():
-                    direction = run.result.metrics.get(metric)
-                    if direction and direction != asked.better:
-                        raise DamagedResult(
-                            f"{metric} is better {direction} in run {run.result.run_id}, {asked.better} in the table"
-                        )
-    return problems + _not_finite(table, scale, runs)
-
-
-def _not_finite(table: spec.Table, scale: str, runs: Runs) -> list[str]:
-    """Rows of finished runs whose metric has no number."""
-    problems = []
-    for key, row in table.rows.items():
-        average = table.average(key, scale)
-        finished = {s: run for s, run in runs.get(row.arm, {}).items() if run and run.finished}
-        for metric in table.metrics:
-            seeds = [
-                s
-                for s, run in finished.items()
-                if metric in run.result.metrics
-                and run.result.row(average)
-                and run.value(average, metric) is None
-            ]
-            if seeds:
-                problems.append(
-                    f"{row.label}: {table.metrics[metric].label} is not finite in {len(seeds)} of {len(finished)} runs "
-                    f"(seed {', '.join(map(str, seeds))}); excluded from the means, the worst outcome in every verdict"
-                )
-    return problems
-
-
-def _row(
-    table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str], apart: set[str]
-) -> MeasuredRow:
-    by_seed = runs.get(table.rows[key].arm, {})
-    average, against = table.average(key, scale), table.against(key)
-    decay = at_scale(table.rows[key].decay, scale)
-    windows = [
-        run.window(average) if decay is None else window_of_decay(decay) for run in by_seed.values() if run
-    ]
-    status = [run.result.status for run in by_seed.values() if run]
-    cells = {}
-    for metric in table.metrics:
-        values = (
-            {}
-            if metric in mixed or table.rows[key].arm in apart
-            else _values(table, key, scale, runs, metric)
-        )
-        base = _values(table, against, scale, runs, metric) if against and values else {}
-        seeds = sorted(set(values) & set(base))
-        positive = all(values[seed] > 0 and base[seed] > 0 for seed in seeds)
-        logs = estimate([math.log(values[seed] / base[seed]) for seed in seeds]) if positive else None
-        cells[metric] = Cell(
-            values,
-            estimate(list(values.values())),
-            {seed: values[seed] - base[seed] for seed in seeds},
-            estimate([values[seed] - base[seed] for seed in seeds]),
-            logs.map(math.expm1) if logs else None,
-        )
-    return MeasuredRow(
-        key,
-        table.rows[key],
-        average,
-        against,
-        next((window for window in windows if window is not None), None),
-        cells,
-        len(by_seed),
-        status.count("finished"),
-        status.count("diverged"),
-        status.count("failed"),
-    )
-
-
-def _values(table: spec.Table, key: str, scale: str, runs: Runs, metric: str) -> dict[int, float]:
-    """By seed: a row's numbers."""
-    average = table.average(key, scale)
-    numbers = {}
-    for seed, run in sorted(runs.get(table.rows[key].arm, {}).items()):
-        value = run.value(average, metric) if run else None
-        if value is not None:
-            numbers[seed] = value
-    return numbers
