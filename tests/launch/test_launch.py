@@ -411,7 +411,8 @@ def test_an_interruption_that_something_swallows_is_one_all_the_same(
 
 
 def test_runs_at_a_time_by_what_each_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, four = smoke(tmp_path), smoke(tmp_path, "devices=4")
+    one = smoke(tmp_path)
+    four = one.model_copy(update={"devices": 4})
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     assert (default_jobs([one]), default_jobs([four])) == (6, 1)
