@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ def main(words: Sequence[str]) -> int:
 
     with explained(directory):
         training = restored(config, directory)
+        _report_missing(training)
         rows = [_measured(training, profile) for profile in profiles]
     main_metric = next(iter(training.task.metrics))
     shown = Table(box=None, padding=(0, 2, 0, 0))
@@ -79,6 +81,20 @@ def _curve(config: Config) -> list[Profile]:
     """EMAs over a ladder of windows."""
     windows = sorted({max(1.0, share * config.steps) for share in SHARES})
     return [from_dict({"kind": "ema", "window": window, "debias": True}) for window in windows]
+
+
+def _report_missing(training: Trainer) -> None:
+    from emabench.training import snapshots
+
+    directory, every = training.directory.snapshots, training.config.snapshots.every
+    if every and directory.is_dir():
+        missing = snapshots.missing(directory, training.averager, every, training.step)
+        if missing:
+            print(
+                f"emabench: {directory}: {len(missing)} snapshots are missing, {missing[0]} for one; what is rebuilt "
+                "without them is less exact",
+                file=sys.stderr,
+            )
 
 
 def _measured(training: Trainer, profile: Profile) -> tuple[str, float, dict[str, float], float]:

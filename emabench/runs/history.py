@@ -1,6 +1,6 @@
 """`history.jsonl`: what happened along a run, one JSON object a line.
 
-Trainer lines carry `step` (optimiser steps done), `wall` (seconds of training so far), the mean losses since
+Training lines carry `step` (optimiser steps done), `wall` (seconds of training so far), the mean losses since
 the line before, `lr`. Measurements carry `step` and `eval`: {average: {metric: number or null}}.
 """
 
@@ -24,6 +24,7 @@ class History:
         self.path = path
         kept = [line for line in lines(path) if line["step"] <= step] if path.exists() else []
         self.measured = {line["step"] for line in kept if "eval" in line}
+        self.trained = sum("eval" not in line for line in kept)  # lines that are no measurement
         write_text(path, "".join(_line(line) for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -31,6 +32,7 @@ class History:
         """One line, on its way to the disk at once."""
         self._file.write(_line(values))
         self._file.flush()
+        self.trained += "eval" not in values
 
     def sync(self) -> None:
         """Make all lines durable: called before a checkpoint that counts on them."""
@@ -45,6 +47,7 @@ class NoHistory(History):
 
     def __init__(self) -> None:
         self.measured: set[int] = set()
+        self.trained = 0
 
     def add(self, **values: Any) -> None: ...
 

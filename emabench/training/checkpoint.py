@@ -102,7 +102,10 @@ def load_latest(directory: Path, warn: Callable[[str], None]) -> tuple[int, dict
             match, why = None, str(error.strerror)
         if match and hashlib.sha256(data).hexdigest()[:16] == match[2]:
             try:
-                return step, torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+                state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+                if not isinstance(state, dict) or state.get("step", step) == step:
+                    return step, state
+                why = f"it is of step {state['step']}, and was renamed"
             except (
                 pickle.UnpicklingError,
                 RuntimeError,

@@ -7,9 +7,11 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy
 import torch
 
 import emabench
@@ -57,6 +59,31 @@ def make_deterministic() -> None:
     """The same command gives the same bits on the same machine: no autotuned or atomic convolutions."""
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def numerics(device: torch.device, arithmetic: str) -> dict[str, Any]:
+    """What decides the last bits of a result besides its configuration. Saved with each checkpoint.
+
+    Args:
+        arithmetic: What computes the averages, `Averager.arithmetic`.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "averages computed by": arithmetic,
+        "threads": torch.get_num_threads(),
+        "device": f"{device.type} {name}",
+        "torch": str(torch.__version__),  # plain, as everything in a checkpoint
+        "numpy": numpy.__version__,
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "TF32 convolutions": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, what differs: "threads: 1, 2 before"."""
+    return [
+        f"{key}: {now[key]}, {before[key]} before" for key in now if key in before and before[key] != now[key]
+    ]
 
 
 def describe(config: Config, device: torch.device, processes: int = 1) -> dict[str, Any]:

@@ -40,6 +40,14 @@ def list_snapshots(directory: Path, averager: Averager) -> list[tuple[Snapshot, 
     ]
 
 
+def missing(directory: Path, averager: Averager, every: int, steps: int) -> list[str]:
+    """The names of the snapshots that a run of `steps` steps has kept and that are not in its directory."""
+    expected = {*range(every, steps + 1, every), steps}
+    power = [name for name, profile in averager.profiles.items() if isinstance(profile, PowerEMA)]
+    names = [f"{name}-{step:08d}.pt" for name in power for step in sorted(expected)]
+    return [name for name in names if not (directory / name).is_file()]
+
+
 def load_states(paths: list[Path]) -> Iterator[dict[str, Any]]:
     """The state_dicts in these files, loaded one at a time."""
     for path in paths:

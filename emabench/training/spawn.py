@@ -22,7 +22,7 @@ from emabench.runs.directory import RunDirectory
 from emabench.runs.result import Result
 from emabench.training import distributed
 from emabench.training.distributed import RankInfo
-from emabench.training.failures import RESUME
+from emabench.training.failures import RESUME, write_failure
 from emabench.training.interruption import stop_if_parent_dies, stop_requests
 
 PATIENCE = 60.0  # seconds that the others have to end after one has died
@@ -70,13 +70,15 @@ def run(config: Config, run_rank: RunRank) -> Result:
         # One was hit before it listened for signals, while it imported torch for example.
         raise Interrupted(f"{directory.path}: stopped; {RESUME}")
     result = directory.result()
-    failed = why is None or (result is not None and result.status == "failed")
-    if isinstance(died, mp.ProcessExitedException) and died.signal_name and failed:
-        # A killed process reports nothing: the others only noticed that it was gone.
-        raise RunFailed(
+    finished = result is not None and result.status != "failed"
+    if isinstance(died, mp.ProcessExitedException) and died.signal_name and not finished:
+        # A killed process reports nothing. What the others report is that they lost their connection to it.
+        killed = RunFailed(
             f"{directory.path}: process {died.error_index} of {config.devices} was ended by {died.signal_name}; "
             f"{RESUME}"
-        ) from died
+        )
+        write_failure(config, directory, killed, str(killed))
+        raise killed from died
     if why is not None:
         raise why.error()
     if died is not None:

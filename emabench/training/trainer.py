@@ -66,6 +66,9 @@ class Trainer:
         self.seconds = {"train_s": 0.0, "averaging_s": 0.0, "evaluate_s": 0.0}
         self.checkpoints = checkpoint.Writer(directory.checkpoints, config.checkpoint.keep)
         self.saved_at = time.monotonic()
+        self.lost_lines = 0  # of the history: what a checkpoint relies on and is not in the file
+        self.numerics_changes: list[str] = []  # where a resumed run computes differently
+        self.expected: Mapping[str, Any] = {"lines": 0, "measured": []}  # of the history, by the checkpoint
         self.history: History
         self.tracker: Tracker
         self._resume()
@@ -185,11 +188,25 @@ class Trainer:
         """Open the files and the tracker that are written along the run."""
         is_main = self.group.is_main
         self.history = History(self.directory.history, self.step) if is_main else NoHistory()
+        self._check_history()
         self.history.measured = set(self.group.broadcast(sorted(self.history.measured)))
         self.tracker = tracker(self.config, self.directory, self.progress.say) if is_main else NoTracker()
         if 0 < self.step < self.config.steps:
             self.progress.say(f"{self.directory.path}: resumes from step {self.step}")
         self.progress.start(self.step)
+
+    def _check_history(self) -> None:
+        """Report what the history has lost: it is deleted, cut or damaged more easily than a checkpoint."""
+        if not self.group.is_main:
+            return
+        lines = max(0, self.expected["lines"] - self.history.trained)
+        lost = lines + len(set(self.expected["measured"]) - self.history.measured)
+        if lost:
+            self.lost_lines += lost
+            self.progress.say(
+                f"{self.directory.history}: {lost} lines before step {self.step} are missing or damaged; "
+                "what is shown along the run has gaps, its result has none"
+            )
 
     def result(self) -> Result:
         """Train to the end and measure every set of weights."""
@@ -241,8 +258,18 @@ class Trainer:
             units=dict(task.units),
             references=dict(task.references()),
             timing={name: round(value, 3) for name, value in self.seconds.items()},
-            environment=environment.describe(config, self.device, self.group.world_size),
+            environment=environment.describe(config, self.device, self.group.world_size)
+            | self._irregularities(),
         )
+
+    def _irregularities(self) -> dict[str, Any]:
+        """For the result's environment: what makes the run not quite the one that was never stopped."""
+        found: dict[str, Any] = {"averages": self.averager.arithmetic}
+        if self.numerics_changes:
+            found["changed_on_resume"] = self.numerics_changes
+        if self.lost_lines:
+            found["history_lines_lost"] = self.lost_lines
+        return found
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -254,6 +281,11 @@ class Trainer:
             "sums": self.group.mean_scalars({name: float(value) for name, value in self.sums.items()}),
             "summed": self.summed,
             "seconds": self.seconds,
+            "step": self.step,
+            "history": {"lines": self.history.trained, "measured": sorted(self.history.measured)},
+            "lost_lines": self.lost_lines,
+            "numerics": environment.numerics(self.device, self.averager.arithmetic),
+            "numerics_changes": self.numerics_changes,
         }
 
     def _save(self) -> None:
@@ -276,6 +308,9 @@ class Trainer:
         self.step, state = latest
         self.resumed_at = self.step
         try:
+            self.expected = state.get("history", self.expected)
+            self.lost_lines = state.get("lost_lines", 0)
+            self._check_numerics(state)
             self.task.load_state_dict(self.group.shard(state["task"], own=self.task.state_dict()))
             self.averager.load_state_dict(state["averager"])
             self.sums, self.summed, self.seconds = state["sums"], state["summed"], state["seconds"]
@@ -286,3 +321,16 @@ class Trainer:
                 f"{self.directory.checkpoints}: the checkpoint of step {self.step} belongs to another run or to another "
                 f"version ({type(error).__name__}: {' '.join(str(error).split())[:200]}); rerun=true starts over"
             ) from error
+
+    def _check_numerics(self, state: Mapping[str, Any]) -> None:
+        """Report where this process computes otherwise than the one that wrote the checkpoint."""
+        now = environment.numerics(self.device, self.averager.arithmetic)
+        changed = environment.changes(state.get("numerics", {}), now)
+        self.numerics_changes = state.get("numerics_changes", []) + [
+            f"step {self.step}: {change}" for change in changed
+        ]
+        if changed:
+            self.progress.say(
+                f"{self.directory.path}: resumed with {'; '.join(changed)}. The result may differ in its last digits "
+                "from that of a run that was never stopped"
+            )

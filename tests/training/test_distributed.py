@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,23 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(tmp_path: Path) 
     assert losses(parted) == pytest.approx(losses(one) if run(one) else [], rel=2e-2)
 
 
+def test_a_process_that_is_killed_is_named_in_the_result(tmp_path: Path) -> None:
+    """The first of two, which would write the files; the other one only loses its connection."""
+    words = ["task=ddpm", "task.dropout=0", "steps=2000", "devices=2", "checkpoint.every=1"]
+    config = smoke(tmp_path, *words)
+    command = [sys.executable, "-m", "emabench", "scale=smoke", "device=cpu", "log_every=1", *words]
+    process = subprocess.Popen(
+        [*command, f"results_dir={tmp_path}"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    wait_until(lambda: latest(config) > 2, process)
+    os.kill(second_of(process.pid, min), signal.SIGKILL)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 1, said
+    assert "process 0 of 2 was ended by SIGKILL; the same command resumes" in said.replace("\n", " ")
+    result = RunDirectory(config.directory()).result()
+    assert result and result.status == "failed" and "was ended by SIGKILL" in str(result.reason)
+
+
 def latest(config: Config) -> int:
     return max((int(p.name.split("-")[1]) for p in config.directory().glob("checkpoints/step-*")), default=0)
 
@@ -207,10 +225,12 @@ def listening(parent: int) -> set[str]:
     return addresses
 
 
-def second_of(parent: int) -> int:
-    """The last process that a run has started: not the first of those that train."""
+def second_of(parent: int, which: Callable[[Iterable[int]], int] = max) -> int:
+    """The last process that a run has started: not the first of those that train (`min` for that one)."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return max(int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text())
+    return which(
+        int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
+    )
 
 
 def test_a_signal_before_the_processes_listen_is_an_interruption(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 
+from emabench.averaging import Averager
 from emabench.cli import main
 from emabench.config import Config
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, RunFailed, UserError
@@ -523,3 +524,73 @@ def test_training_goes_on_without_the_network(
 
 def _unreachable(*_: object) -> None:
     raise ConnectionError("127.0.0.1:9 refuses")
+
+
+# -- what is lost or changed is reported ------------------------------------------------------------------------
+
+
+def stopped_copy(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int = 105) -> Config:
+    """The same run elsewhere, stopped after so many steps."""
+    again = config.model_copy(update={"results_dir": str(tmp_path)})
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_after(patched, step)
+        run(again)
+    return again
+
+
+@pytest.mark.parametrize(("damage", "lost"), [("deleted", 54), ("zeroed", 54), ("flipped", 1), ("none", 0)])
+def test_what_the_history_has_lost_is_in_the_result(
+    damage: str,
+    lost: int,
+    undisturbed: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """After 105 steps there are 52 lines of losses and 2 measurements."""
+    config = stopped_copy(undisturbed, tmp_path, monkeypatch)
+    file = RunDirectory(config.directory()).history
+    data = bytearray(file.read_bytes())
+    data[data.index(b'"step"') + 1] ^= 1
+    if damage == "deleted":
+        file.unlink()
+    elif damage != "none":
+        file.write_bytes(data if damage == "flipped" else bytes(len(data)))
+    capsys.readouterr()
+    result = run(config)
+    assert result.status == "finished"
+    assert result.environment.get("history_lines_lost", 0) == lost
+    assert (f"{lost} lines before step 105 are missing" in capsys.readouterr().err) == bool(lost)
+
+
+def test_a_checkpoint_under_another_number_is_not_believed(
+    undisturbed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = stopped_copy(undisturbed, tmp_path, monkeypatch)
+    path = next(RunDirectory(config.directory()).checkpoints.glob("step-00000105-*"))
+    path.rename(path.with_name(path.name.replace("00000105", "00000160")))
+    assert run(config).status == "finished"
+    said = capsys.readouterr().err
+    assert "is of step 105, and was renamed" in said
+    assert "resumes from step 100" in said
+    assert_as_undisturbed(config, undisturbed)
+
+
+def test_another_arithmetic_on_resume_is_reported(
+    undisturbed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = stopped_copy(undisturbed, tmp_path, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(Averager, "arithmetic", "torch")
+        patched.setattr(torch, "get_num_threads", lambda: 7)
+        stop_after(patched, 150)
+        with pytest.raises(Interrupted):
+            run(config)
+    message = "averages computed by: torch, c before; threads: 7, 1 before"
+    assert message in capsys.readouterr().err
+    changed = run(config).environment["changed_on_resume"]
+    assert [each for each in changed if each.startswith("step 105")] == [
+        "step 105: averages computed by: torch, c before",
+        "step 105: threads: 7, 1 before",
+    ]
+    assert run(undisturbed).environment.get("changed_on_resume") is None

@@ -46,6 +46,16 @@ def test_a_rebuilt_ema_is_the_carried_one(tmp_path: Path, capsys: pytest.Capture
     assert (directory.path / "posthoc_excess_loss.svg").read_text().startswith("<svg")
 
 
+def test_snapshots_that_are_gone_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = config(f"results_dir={tmp_path}", "device=cpu", "steps=100", "snapshots.every=30")
+    run(asked)
+    assert main(["posthoc", str(asked.directory()), "decay=0.9"]) == DONE
+    assert "missing" not in capsys.readouterr().err
+    next(RunDirectory(asked.directory()).snapshots.glob("*-00000060.pt")).unlink()
+    assert main(["posthoc", str(asked.directory()), "decay=0.9"]) == DONE
+    assert "1 snapshots are missing, power_" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"), [(["decay=0.9"], "snapshots.every"), (["decay=1.5"], "decay=1.5"), ([], "give one of")]
 )
