@@ -16,7 +16,6 @@ class Dataset:
     needs: str
     how_to_get: str
     embedded: bool = False  # comes with an installed package
-    download: bool = False  # `emabench data NAME` fetches it
 
 
 CIFAR = "https://www.cs.toronto.edu/~kriz"
@@ -26,19 +25,16 @@ DATASETS: dict[str, Dataset] = {
         ("fashion-mnist", "FashionMNIST/raw", "/usr/share/datasets/fashion-mnist"),
         "train-images-idx3-ubyte.gz",
         "apt install dataset-fashion-mnist (Debian), or emabench data fashion_mnist downloads it",
-        download=True,
     ),
     "cifar10": Dataset(
         ("cifar-10-batches-py",),
         "data_batch_1",
         f"emabench data cifar10 downloads it; or unpack {CIFAR}/cifar-10-python.tar.gz in data_dir",
-        download=True,
     ),
     "cifar100": Dataset(
         ("cifar-100-python",),
         "train",
         f"emabench data cifar100 downloads it; or unpack {CIFAR}/cifar-100-python.tar.gz in data_dir",
-        download=True,
     ),
     "imagenet": Dataset(
         ("imagenet", "ImageNet", "ILSVRC2012"),
@@ -55,7 +51,7 @@ DATASETS: dict[str, Dataset] = {
 
 
 def found(name: str, data_dir: Path) -> str | None:
-    """Where a data set lies on this machine, None where it does not. Raises KeyError for an unknown name."""
+    """The folder of a data set on this machine, None if it is not there. Raises KeyError for an unknown name."""
     dataset = DATASETS[name]
     if dataset.embedded:
         return "comes with the installation"
@@ -66,7 +62,7 @@ def found(name: str, data_dir: Path) -> str | None:
 
 
 def located(name: str, data_dir: Path) -> Path:
-    """The folder of a data set that is not embedded. Raises UserError, with the mend, where it is not there."""
+    """The folder of a data set that is not embedded. Raises UserError, which says how to get it, if it is missing."""
     if name not in DATASETS:
         raise UserError(f"task.data={name}: there is no such data set{nearest(name, DATASETS)}")
     place = found(name, data_dir)

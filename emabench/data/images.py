@@ -41,11 +41,11 @@ class Images:
 
 
 def load(name: str, data_dir: Path, train: bool) -> Images:
-    """One split of a data set. Raises UserError, with the mend, where it is missing, empty or damaged."""
+    """One split of a data set. Raises UserError, which says how to get it, if it is missing, empty or damaged."""
     if name == "digits":
         return _digits(train)
     place = catalog.located(name, data_dir)
-    mend = catalog.DATASETS[name].how_to_get
+    fix = catalog.DATASETS[name].how_to_get
     try:
         found = _fashion_mnist(place, train) if name == "fashion_mnist" else _cifar(name, place, train)
         classes = CLASSES[name]
@@ -56,9 +56,9 @@ def load(name: str, data_dir: Path, train: bool) -> Images:
         if not 0 <= int(found.labels.min()) <= int(found.labels.max()) < classes:
             raise ValueError(f"labels outside 0 … {classes - 1}")
     except FileNotFoundError as error:
-        raise UserError(f"task.data={name}: {error.filename} is missing\n{mend}") from error
+        raise UserError(f"task.data={name}: {error.filename} is missing\n{fix}") from error
     except DAMAGE as error:
-        raise UserError(f"task.data={name}: {place} is damaged ({error}); remove it\n{mend}") from error
+        raise UserError(f"task.data={name}: {place} is damaged ({error}); remove it\n{fix}") from error
     return found
 
 
