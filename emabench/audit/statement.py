@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +158,6 @@ class Statement:
     harm: str = ""
     figure: Callable[[], Curves] | None = None
     listing: bool = False
-    code: str = field(default="", compare=False)
 
     @property
     def is_equation(self) -> bool:

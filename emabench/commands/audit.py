@@ -28,9 +28,10 @@ def main(words: Sequence[str]) -> int:
         if not chosen:
             kinds = ", ".join(str(kind) for kind in audit.Verdict)
             raise UserError(f"verdict={verdict}: none of the statements named; verdicts are: {kinds}")
-    results = audit.run_all(chosen, deep="--deep" in flags)
 
     from emabench.report import audit as shown
+
+    results = audit.run_all(shown.counted(chosen), deep="--deep" in flags)
 
     if "--json" in flags:
         print(shown.as_json(results))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from emabench.audit import Result, Verdict, counts, worst
+from emabench.audit import Result, Statement, Verdict, counts, worst
 from emabench.audit.units import units
 from emabench.report.plain_math import plain
 
@@ -30,6 +31,13 @@ SHORT = {Verdict.CONDITIONAL: "holds under more assumptions"}  # where there is 
 def as_json(results: Sequence[Result]) -> str:
     """A list of objects, one a statement."""
     return json.dumps([result.plain() for result in results], ensure_ascii=False, indent=1)
+
+
+def counted(statements: Sequence[Statement]) -> Iterable[Statement]:
+    """The statements, with a bar on a terminal that says how far their checks are."""
+    console = Console(stderr=True)
+    hidden = not console.is_terminal or len(statements) <= IN_FULL
+    return track(statements, "checking", console=console, transient=True, disable=hidden)
 
 
 def show_each(results: Sequence[Result]) -> None:
