@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_UNSEEN = object()
 _PLAIN = (bool, int, float, complex, str, type(None))
 
 
@@ -25,12 +26,15 @@ def copy_model(model: nn.Module) -> nn.Module:
 class Settings:
     """Plain attributes of modules (a temperature, a drop rate, a counter) that a copy takes over when they change.
 
-    Numbers, strings, None and tuples of them; not names that begin with "_", not `training`.
+    Numbers, strings, None and tuples of them; not names that begin with "_", not `training`. What is set in the copy
+    alone stays until the source's changes.
     """
 
     def __init__(self, source: nn.Module, target: nn.Module) -> None:
         self._modules = list(zip(source.modules(), target.modules(), strict=True))
         self._list()
+
+        self._seen = self._values()
 
     def _list(self) -> None:
         self._from: list[dict[str, Any]] = []
@@ -47,12 +51,22 @@ class Settings:
     def take_over(self) -> None:
         """Give the copy the attributes that the source has now."""
         if [len(source.__dict__) for source, _ in self._modules] != self._sizes:
+            before = {
+                (id(held), key): value
+                for held, key, value in zip(self._from, self._keys, self._seen, strict=True)
+            }
             self._list()
-        values = [*map(dict.get, self._from, self._keys)]
-        if not all(map(operator.is_, values, map(dict.get, self._to, self._keys))):
-            for target, key, value in zip(self._to, self._keys, values, strict=True):
-                if _is_plain(value):
+            pairs = zip(self._from, self._keys, strict=True)
+            self._seen = [before.get((id(held), key), _UNSEEN) for held, key in pairs]
+        values = self._values()
+        if not all(map(operator.is_, values, self._seen)):
+            for target, key, value, seen in zip(self._to, self._keys, values, self._seen, strict=True):
+                if value is not seen and _is_plain(value):
                     target[key] = value
+            self._seen = values
+
+    def _values(self) -> list[Any]:
+        return [*map(dict.get, self._from, self._keys)]
 
 
 def _is_plain(value: object) -> bool:

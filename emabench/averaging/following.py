@@ -50,7 +50,9 @@ def walk(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
         for key, child in module._modules.items():
             if child is not None:
                 hidden = key in _WRAPPERS or (key == "module" and isinstance(module, _PARALLEL))
-                yield from visit(child, plain if hidden else f"{plain}{key}.", f"{own}{key}.")
+                stripped = key == "_checkpoint_wrapped_module"  # by the wrapper itself, in a state_dict
+                prefix = own if stripped else f"{own}{key}."
+                yield from visit(child, plain if hidden else f"{plain}{key}.", prefix)
 
     return visit(model, "", "")
 

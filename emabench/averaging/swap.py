@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ class Swap:
     def __init__(self, model: nn.Module, followed: Sequence[Followed]) -> None:
         self._model = model
         self._modules = list(model.modules())
+        self._contents: list[dict[str, Any]] = [
+            held for m in self._modules for held in (m._parameters, m._buffers, m._modules)
+        ]
         self._index = {id(f.tensor): i for i, f in enumerate(followed)}
         self._parameters: list[Tensor] = []
         self._sharded: list[Tensor] = []
@@ -60,7 +64,9 @@ class Swap:
         its own. Afterwards the modules hold the same tensors, buffers, submodules and gradients as before. An
         optimiser step on the model's parameters inside the block raises RuntimeError.
         """
-        structure = [_Contents(module) for module in self._modules]
+        contents = [(held, held.copy()) for held in self._contents]
+        attributes = [(module, module.__dict__.copy()) for module in self._modules]
+        caches = [set(module._non_persistent_buffers_set) for module in self._modules]
         parameters = [*self._parameters, *self._sharded]
         gradients = [p.grad for p in parameters]
         own: list[tuple[Tensor, Tensor]] = []
@@ -74,8 +80,16 @@ class Swap:
                 for p in parameters:
                     p.grad = None
                 for tensor in [*self._parameters, *self._buffers()]:
-                    own.append((tensor, tensor.data))
-                    tensor.data = self._value(tensor, values, derived)
+                    data = tensor.data
+                    own.append((tensor, data))
+                    value = derived.get(id(tensor))
+                    if value is None:
+                        i = self._index.get(id(tensor)) if values is not None else None
+                        value = data if i is None or values is None else values[i]
+                    if value.dtype == data.dtype and value.device == data.device:
+                        tensor.data = lazy_copy(value)
+                    else:
+                        tensor.data = value.to(data.device, data.dtype, copy=True)
                 if values is not None and self._sharded:
                     for tensor in self._sharded:
                         if id(tensor) in self._index:
@@ -89,8 +103,7 @@ class Swap:
             finally:
                 if self._sharded:  # a forward inside leaves gathered weights in the modules
                     reshard(self._model)
-                for contents in structure:
-                    contents.restore()
+                _restore(contents, attributes, caches)
                 for tensor, data in own:
                     tensor.data = data
                 for shard, data in shards:
@@ -106,16 +119,6 @@ class Swap:
         found = {id(b): b for m in self._modules for b in m._buffers.values() if b is not None}
         return [*found.values()]
 
-    def _value(self, tensor: Tensor, values: Sequence[Tensor] | None, derived: dict[int, Tensor]) -> Tensor:
-        value = derived.get(id(tensor))
-        if value is None and values is not None and id(tensor) in self._index:
-            value = values[self._index[id(tensor)]]
-        if value is None:
-            value = tensor.data
-        if value.dtype != tensor.dtype or value.device != tensor.device:
-            return value.to(tensor.device, tensor.dtype, copy=True)
-        return lazy_copy(value)
-
     def _refuse(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if any(id(p) in self._ids for group in optimizer.param_groups for p in group["params"]):
             raise RuntimeError(
@@ -130,33 +133,31 @@ def lazy_copy(value: Tensor) -> Tensor:
     return value.clone()
 
 
-class _Contents:
-    """What a module holds: its tensors, buffers, submodules, and tensors in plain attributes (old weight norm's)."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        dicts: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module._modules)
-        self._dicts = [(held, dict(held)) for held in dicts]
-        self._caches = set(module._non_persistent_buffers_set)
-        self._attributes = _tensors_of(module)
-
-    def restore(self) -> None:
-        for held, before in self._dicts:
-            if len(held) != len(before) or any(held.get(key) is not value for key, value in before.items()):
-                held.clear()
-                held.update(before)
-        if self._module._non_persistent_buffers_set != self._caches:
-            self._module._non_persistent_buffers_set = self._caches
-        now = _tensors_of(self._module)
-        for key in now.keys() - self._attributes.keys():
-            del self._module.__dict__[key]
-        for key, value in self._attributes.items():
-            if now.get(key) is not value:
-                self._module.__dict__[key] = value
+def _restore(
+    contents: Sequence[tuple[dict[str, Any], dict[str, Any]]],
+    attributes: Sequence[tuple[nn.Module, dict[str, Any]]],
+    caches: Sequence[set[str]],
+) -> None:
+    """Give modules back the tensors, buffers and submodules that they held, and tensors in plain attributes."""
+    for held, before in contents:
+        if not _same(held, before):
+            held.clear()
+            held.update(before)
+    for (module, before), cache in zip(attributes, caches, strict=True):
+        if module._non_persistent_buffers_set != cache:
+            module._non_persistent_buffers_set = cache
+        now = module.__dict__
+        if not _same(now, before):
+            for key in [*now]:
+                if isinstance(now[key], Tensor) and key not in before:
+                    del now[key]
+            for key, value in before.items():
+                if isinstance(value, Tensor) and now.get(key) is not value:
+                    now[key] = value
 
 
-def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value for key, value in module.__dict__.items() if isinstance(value, Tensor)}
+def _same(held: dict[str, Any], before: dict[str, Any]) -> bool:
+    return len(held) == len(before) and all(map(operator.is_, held.values(), before.values()))
 
 
 @contextlib.contextmanager

@@ -25,8 +25,13 @@ def averageable(tensor: Tensor) -> bool:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds only its part of the tensor's memory under a DTensor."""
-    module = sys.modules.get("torch.distributed.tensor")  # not imported (it takes seconds): there can be none
-    return module is not None and isinstance(tensor, module.DTensor)
+    for name in ("torch.distributed.tensor", "torch.distributed._tensor"):  # the second before torch 2.5
+        kind = getattr(
+            sys.modules.get(name), "DTensor", None
+        )  # not imported (it takes seconds): there can be none
+        if kind is not None:
+            return isinstance(tensor, kind)
+    return False
 
 
 def local(tensor: Tensor) -> Tensor:

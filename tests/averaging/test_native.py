@@ -305,6 +305,7 @@ def test_a_compiler_that_fails_is_quoted(cache, tmp_path, monkeypatch):
 def test_doctor_tells_what_computes_the_averages(switch, words, monkeypatch):
     if native.library() is None:
         pytest.skip("needs a C compiler")
+    pytest.importorskip("rich")  # of the command line
     from emabench.commands import doctor
 
     monkeypatch.setenv("EMABENCH_NATIVE", switch)

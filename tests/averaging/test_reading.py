@@ -152,6 +152,12 @@ def test_targets_take_over_what_decides_the_forward_and_is_no_tensor():
     assert (target.module.temperature, target.module.drop.p, target.module.scale) == (0.5, 0.3, 2)
     x = torch.randn(3, 2)
     assert torch.equal(target(x), online(x))
+    target.module.drop.p = 0.0  # of the copy's own
+    target.update()
+    assert target.module.drop.p == 0.0
+    online.drop.p = 0.2
+    target.update()
+    assert target.module.drop.p == 0.2
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("own", True), ("eval", False), ("follow", None)])
