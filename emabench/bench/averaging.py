@@ -327,7 +327,7 @@ def markdown(rows: Sequence[Row], about: dict[str, Any], missing: Sequence[str])
         f"load {about['load']} before the measurement{shared}; GPU: {about['gpu'] or 'none'}; Python {about['python']}; {packages}.",
         "",
         "Floor: 4 + 8K bytes a parameter at the bandwidth measured around each sample. Median [quartiles] of "
-        "interleaved rounds. `emabench` leaves its averages as they were when a weight is not finite, as it does by "
+        f"{about['rounds']} interleaved rounds. `emabench` leaves its averages as they were when a weight is not finite, as it does by "
         "default; the others, and `unchecked`, do not look. `bfloat16 averages` are rounded stochastically and take half the "
         "memory; their floor is that of float32. Temporary: the largest allocation of one update.",
         "",
@@ -368,16 +368,18 @@ def main(argv: Sequence[str]) -> None:
     before = torch.get_num_threads()
     about, rows = machine() | {"small_microseconds": small(devices[0])}, []
     missing: list[str] = []
-    for device in devices:
-        for name in options.model:
-            for threads, k in itertools.product(options.threads if device == "cpu" else [before], options.k):
-                torch.set_num_threads(threads)
-                rows += measure(name, k, device, max(2, options.rounds), missing)
-                torch.set_num_threads(before)
-                gc.collect()
-    page = markdown(rows, about, missing)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "averaging.md").write_text(page)
-    record = {"machine": about, "rows": [asdict(r) for r in rows]}
-    (options.out / "averaging.json").write_text(json.dumps(record, indent=1) + "\n")
+    for device, name in itertools.product(devices, options.model):
+        for threads, k in itertools.product(options.threads if device == "cpu" else [before], options.k):
+            torch.set_num_threads(threads)
+            rows += measure(name, k, device, max(2, options.rounds), missing)
+            torch.set_num_threads(before)
+            gc.collect()
+            about["rounds"] = options.rounds
+            page = markdown(
+                rows, about, missing
+            )  # written as it grows: an interruption leaves what was measured
+            (options.out / "averaging.md").write_text(page)
+            record = {"machine": about, "rows": [asdict(r) for r in rows]}
+            (options.out / "averaging.json").write_text(json.dumps(record, indent=1) + "\n")
     print(page)

@@ -55,6 +55,10 @@ def test_the_weights_that_merge_checkpoints():
         assert every[40:101:10] == pytest.approx(weights)
         assert np.count_nonzero(every) == 7
 
+    with pytest.raises(ValueError, match="checkpoints=0: give a whole number of at least 1"):
+        merge_weights("linear", 0)
+    assert merge_weights("cosine", 1) == [1.0]
+
 
 def test_it_stays_after_its_end():
     rule = Annealing(schedule="cosine", last=4, end=10)

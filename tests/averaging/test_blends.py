@@ -101,6 +101,15 @@ def test_an_ema_of_an_ema_at_equal_decays():
     assert EMAOfEMA(decay=b).effective_window(2000) - 1 == pytest.approx(2 * 9)
 
 
+def test_an_ema_of_an_ema_is_given_in_any_way():
+    by_decay = EMAOfEMA(decay=0.5**0.1, every=2, start=3, warmup=4)
+    by_half_life = EMAOfEMA(half_life=10, every=2, start=3, warmup=4)
+    assert by_half_life.weights(40) == pytest.approx(by_decay.weights(40))
+    assert EMAOfEMA(window=10).weights(40) == pytest.approx(EMAOfEMA(decay=0.9).weights(40))
+    assert EMAOfEMA(share=0.1).bound(steps=100) == EMAOfEMA(window=10.0)
+    assert not np.allclose(EMAOfEMA(decay=0.9, second=0.5).weights(40), EMAOfEMA(decay=0.9).weights(40))
+
+
 def test_half_life_fraction_is_a_power_profile():
     """torchtitan's decays against (t/T)^γ: the two profiles share all but a little of their weight."""
     for fraction, apart in ((0.05, 0.02), (0.2, 0.005)):

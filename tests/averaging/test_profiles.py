@@ -59,6 +59,27 @@ def test_half_life_window_share_and_units_say_the_same():
     assert Mean(start=0.75).bound(steps=1000) == Mean(start=750)
 
 
+def test_every_unit_of_a_size_is_bound():
+    assert EMA(window=640, unit="samples").bound(batch_size=64) == EMA(window=10.0)
+    assert EMA(window=1, unit="samples").bound(batch_size=64) == EMA(window=1.0)  # at least one update
+    assert EMA(window=0.5, unit="epochs").bound(steps_per_epoch=40) == EMA(window=20.0)
+    assert EMA(half_life=1, unit="samples").bound(batch_size=64) == EMA(half_life=1 / 64)
+    assert EMA(decay=0.9, unit="epochs").bound() == EMA(decay=0.9)  # a decay is per update in any unit
+    assert EMA(share=1e-9).bound(steps=10) == EMA(window=1.0)
+    ramped = EMA(decay=0.9, warmup=Warmup(steps=0.25), start=0.5).bound(steps=40)
+    assert (ramped.warmup.steps, ramped.start) == (10, 20)
+    assert EMA(decay=0.9, warmup=Warmup(steps=0.01)).bound(steps=10).warmup.steps == 1
+    for rule, waits in (
+        (EMA(window=5, unit="samples"), "window=5"),
+        (EMA(half_life=5, unit="epochs"), "half_life=5"),
+        (EMA(decay=0.9, warmup=Warmup(steps=0.25)), "warmup.steps=0.25"),
+        (EMA(decay=0.9, start=0.5), "start=0.5"),
+    ):
+        assert rule.unbound() == waits
+        with pytest.raises(ValueError, match=f"{waits} needs (batch_size|steps_per_epoch|steps) to be known"):
+            rule.bound()
+
+
 def test_what_is_relative_to_a_run_must_be_bound():
     with pytest.raises(ValueError, match=r"share=0.01 .*bound"):
         EMA(share=0.01).weights(10)
