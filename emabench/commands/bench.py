@@ -1,4 +1,4 @@
-"""measure emabench itself: averaging, devices, loop, report, verdicts"""
+"""measure emabench itself: averaging, devices, loop, report, verdicts; write committed tables again"""
 
 from __future__ import annotations
 

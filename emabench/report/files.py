@@ -12,7 +12,7 @@ from pathlib import Path
 from emabench.errors import UserError
 from emabench.paths import COMMAND
 from emabench.report import format as say
-from emabench.report import words
+from emabench.report import tex, words
 from emabench.runs.files import NoRoom, write_text
 from emabench.tables import records
 from emabench.tables.judge import Judged
@@ -26,15 +26,10 @@ CSV_COLUMNS = (
     "article", "published", "sources",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-TEX = {
-    "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "β": r"$\beta$", "−": r"$-$", "±": r"$\pm$",
-    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "…": r"\ldots{}", "–": "--", "§": r"\S", "✓": r"$\checkmark$",
-    "◐": r"($\checkmark$)", "✗": r"$\times$", "○": r"$\circ$", "⇅": r"$\updownarrow$", "⊥": r"$\bot$", "τ": r"$\tau$",
-    "√": r"$\surd$", "ρ": r"$\rho$", "σ": r"$\sigma$", "η": r"$\eta$", "ε": r"$\epsilon$", "÷": r"$\div$", "×": r"$\times$",
-    "²": r"$^2$", "≥": r"$\geq$", "≤": r"$\leq$", "⁻": r"$^{-}$", "ᵗ": r"$^t$", "≠": r"$\neq$", "·": r"$\cdot$", "κ": r"$\kappa$", "“": "``", "”": "''",
-    "’": "'",
-}  # fmt: skip
+CLAIM_COLUMNS = (
+    "table", "scale", "claim", "metric", "expected_by", "verdict", "words", "why", "exploratory",
+    "effect", "relative", "mean", "low", "high", "median", "better", "worse", "seeds", "estimand",
+)  # fmt: skip
 
 
 FOLDER = "report"  # below the results directory: pages, and numbers in other formats
@@ -65,11 +60,19 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def write(judged: Judged, folder: Path) -> list[Path]:
-    """Write `<table>.md`, `.tex`, `.csv` and `.json` (the runs, to be judged again); returns their paths."""
+    """Write a table's numbers and verdicts; returns the paths.
+
+    `<table>.md`, `.tex`, `.csv` (numbers), `.claims.csv` (verdicts) and `.json` (the runs, to be judged again).
+    """
     written = []
     folder.mkdir(parents=True, exist_ok=True)
     command = os.environ.get(COMMAND) or f"emabench table {judged.table.name}"
-    texts = {"md": markdown(judged), "tex": latex(judged), "csv": as_csv(judged)}
+    texts = {
+        "md": markdown(judged),
+        "tex": latex(judged),
+        "csv": as_csv(judged),
+        "claims.csv": claims_csv(judged),
+    }
     texts["json"] = records.to_json(judged, command)
     for ending, text in texts.items():
         path = folder / f"{stem(judged)}.{ending}"
@@ -139,32 +142,38 @@ def markdown(judged: Judged) -> str:
 
 
 def latex(judged: Judged) -> str:
-    """The main numbers as a LaTeX table (packages: booktabs, amssymb)."""
+    """Numbers and verdicts as two LaTeX tables (packages: booktabs, amssymb; ASCII alone)."""
     table = judged.table
-    lines = [
-        "% needs \\usepackage{booktabs,amssymb}",
-        "\\begin{table}",
-        "\\centering",
-        "\\begin{tabular}{llrrrrr}",
-        "\\toprule",
-    ]
+    head = f"{table.heading(judged.scale)}. {words.header(judged)}."
+    numbers = []
     for i, (metric, about) in enumerate(table.metrics.items()):
         title = f"{about.label} {say.arrow(about.better)}"
-        lines += ["\\midrule"] if i else []
-        lines += [
-            _ampersand([title, "weights", "measured", "n", "change", "article", "published"]),
+        numbers += ["\\midrule"] if i else []
+        numbers += [
+            tex.row([title, "weights", "measured", "n", "change", "article", "published"]),
             "\\midrule",
+            *(tex.row(_cells(judged, row, metric)) for row in judged.rows.values()),
         ]
-        lines += [_ampersand(_cells(judged, row, metric)) for row in judged.rows.values()]
-    caption = f"{table.heading(judged.scale)}. {words.header(judged)}. {_caption(judged)}"
-    lines += [
-        "\\bottomrule",
-        "\\end{tabular}",
-        f"\\caption{{{_tex(caption)}}}",
-        f"\\label{{tab:{table.name}}}",
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    claims = [tex.row(["claim", "measured", "article", "literature"]), "\\midrule"]
+    for ruling in judged.rulings:
+        verdicts = [
+            words.verdict(verdict, judged, ruling) if (verdict := ruling.verdicts.get(who)) else ""
+            for who in ("article", "literature")
+        ]
+        claims.append(tex.row([ruling.claim.text, words.effects(ruling.effects), *verdicts]))
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs,amssymb}",
+            *tex.table("llrrrrr", numbers, f"{head} {_caption(judged)}", f"tab:{table.name}"),
+            *tex.table(
+                "p{.3\\linewidth}p{.27\\linewidth}p{.17\\linewidth}p{.17\\linewidth}",
+                claims,
+                f"{head} {words.error_rate(judged)}",
+                f"tab:{table.name}-claims",
+            ),
+            "",
+        ]
+    )
 
 
 def as_csv(judged: Judged) -> str:
@@ -174,6 +183,34 @@ def as_csv(judged: Judged) -> str:
     writer.writerow(CSV_COLUMNS)
     writer.writerows(map(_plain_cells, _lines(judged)))
     return out.getvalue()
+
+
+def claims_csv(judged: Judged) -> str:
+    """One line a claim, expectation and effect: the verdict, and what was measured, unrounded."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CLAIM_COLUMNS)
+    writer.writerows(map(_plain_cells, _claim_lines(judged)))
+    return out.getvalue()
+
+
+def _claim_lines(judged: Judged) -> Iterator[list[object]]:
+    for ruling in judged.rulings:
+        for who, verdict in ruling.verdicts.items():
+            for effect in ruling.effects or (None,):
+                measured = (
+                    [effect.what, effect.relative, *_ends(effect.estimate), effect.median]
+                    if effect
+                    else ["", "", *_ends(None), None]
+                )
+                counts = (
+                    [effect.better, effect.worse] if effect and effect.higher is not None else [None, None]
+                )
+                yield [
+                    judged.table.name, judged.scale, ruling.claim.text, ruling.claim.metric, who, str(verdict.kind),
+                    words.label(verdict, judged.stand_in), words.reason(verdict, judged, ruling),
+                    "; ".join(judged.exploratory), *measured, *counts, len(ruling.seeds), ruling.estimand,
+                ]  # fmt: skip
 
 
 def _plain_cells(cells: Sequence[object]) -> list[object]:
@@ -203,8 +240,8 @@ def _cells(judged: Judged, row: MeasuredRow, metric: str) -> list[str]:
     published = [n for n in row.spec.published if n.metric == metric]
     return [
         row.spec.label,
-        row.average,
-        say.measured(cell.mean),
+        say.average(row.average),
+        say.typical(cell.values.values(), cell.mean),
         say.share(len(cell.values), row.planned),
         say.change_of(cell),
         say.with_change(
@@ -227,11 +264,3 @@ def _ends(estimate: Estimate | None) -> list[float | None]:
 
 def _pipe(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _ampersand(cells: Sequence[str]) -> str:
-    return " & ".join(_tex(cell) for cell in cells) + r" \\"
-
-
-def _tex(text: str) -> str:
-    return "".join(TEX.get(letter, letter) for letter in text)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from statistics import median
 
+from emabench.runs.result import RAW
 from emabench.tables.measure import Cell
 from emabench.tables.parts import Published
 from emabench.tables.statistics import Estimate
 
+ACRONYMS = ("ema", "swa", "lawa")
 SMALL = 1e-4  # below, numbers are written with an exponent
 
 
@@ -38,6 +41,13 @@ def measured(estimate: Estimate | None, signed: bool = False) -> str:
     return _minus(f"{estimate.mean:{sign}.{places}f} ± {half:.{places}f}")
 
 
+def typical(values: Collection[float], estimate: Estimate | None) -> str:
+    """Mean ± half of the interval; median and range of values above zero that spread so widely that it says nothing."""
+    if estimate is None or estimate.low is None or min(values) <= 0 or estimate.low > estimate.mean / 2:
+        return measured(estimate)
+    return f"{number(median(values), 3)} ({number(min(values), 3)} to {number(max(values), 3)})"
+
+
 def percent(estimate: Estimate | None) -> str:
     """A relative change with the ends of its interval."""
     if estimate is None:
@@ -64,6 +74,14 @@ def share(count: int, planned: int) -> str:
 def reported(value: float | None) -> str:
     """A number as the article prints it."""
     return "" if value is None else f"{value:g}"
+
+
+def average(name: str) -> str:
+    """An average as a reader calls it: `ema_0.998` is EMA 0.998."""
+    if name == RAW:
+        return "raw weights"
+    words = name.split("_")
+    return " ".join(word.upper() if word in ACRONYMS else word for word in words)
 
 
 def arrow(better: str) -> str:

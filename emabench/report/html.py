@@ -1,12 +1,17 @@
 """The page: one self-contained HTML file, for one table or for all that was measured.
 
-Nothing is loaded from anywhere: style, plots and pictures are in the file. It needs no script.
+Nothing is loaded from anywhere: style, figures, pictures and numbers are in the file. A script sorts, filters and
+saves figures; everything can be read without it. A policy in the page runs that script alone, whatever a run's
+name or reason holds.
 """
 
 from __future__ import annotations
 
 import base64
 import functools
+import hashlib
+import json
+import re
 import shlex
 import struct
 from collections.abc import Iterator, Sequence
@@ -21,7 +26,7 @@ from markupsafe import Markup
 import emabench
 from emabench.audit import Statement, of_table
 from emabench.masking import masked
-from emabench.report import figures, files, words
+from emabench.report import figures, files, svg, view, words
 from emabench.report import format as say
 from emabench.runs.files import read_bytes, write_text
 from emabench.runs.result import RAW
@@ -44,6 +49,7 @@ def write_table(judged: Judged, folder: Path) -> Path:
     text, path = page([judged]), files.page_of(judged.table.name, judged.scale, folder)
     with files.writing(folder):
         files.write(judged, folder)
+        write_figures(judged, folder)
         write_text(path, text)
     return path
 
@@ -65,13 +71,29 @@ def write_report(
     return path
 
 
+def write_figures(judged: Judged, folder: Path) -> list[Path]:
+    """Write each figure as an SVG file; returns their paths."""
+    paths = []
+    for picture in figures.all_of(judged) if judged.all_runs else ():
+        path = folder / f"{files.stem(judged)}-{picture.name}.svg"
+        write_text(path, svg.standalone(picture.svg, figure_style()))
+        paths.append(path)
+    return paths
+
+
 def page(judged: Sequence[Judged], others: Sequence[Run] = (), unreadable: Sequence[str] = ()) -> str:
     """The page's text."""
+    script = _script()
+    sections = [_Section(each) for each in judged]
     return (
         _templates()
         .get_template("page.html.j2")
         .render(
-            tables=[_Section(each) for each in judged],
+            tables=sections,
+            shown=[each for each in sections if each.run or len(sections) == 1],
+            lacking=[each for each in sections if not each.run] if len(sections) > 1 else [],
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             others=[_other(run) for run in others],
             unreadable=list(map(masked, unreadable)),
             kinds=list(Kind),
@@ -84,6 +106,22 @@ def page(judged: Sequence[Judged], others: Sequence[Run] = (), unreadable: Seque
 
 
 @functools.cache
+def figure_style() -> str:
+    """The style sheet of a figure that is a file of its own: colours of the light page, no variables."""
+    loader = _templates().loader
+    assert loader
+    css, palette = (loader.get_source(_templates(), name)[0] for name in ("figure.css", "page.css"))
+    return svg.literal(css, palette)
+
+
+@functools.cache
+def _script() -> str:
+    """The page's script with the style that it gives to saved figures."""
+    style = json.dumps(figure_style()).replace("<", "\\u003c")
+    return f"const FIGURE_STYLE = {style};\n{_templates().get_template('page.js').render()}"
+
+
+@functools.cache
 def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("emabench.report"),
@@ -93,7 +131,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(say=say, words=words, marks=words.MARKS)
-    environment.filters["slug"] = lambda kind: str(kind).replace(" ", "-")
+    environment.filters["slug"] = lambda kind: re.sub(r"\W+", "-", str(kind))
     return environment
 
 
@@ -117,8 +155,25 @@ class _Section:
         return bool(self.judged.all_runs)
 
     def rulings(self) -> list[Ruling]:
-        """Those that this scale can speak of."""
-        return [ruling for ruling in self.judged.rulings if ruling not in self.judged.of_paper_scale_alone]
+        """Those that these runs can speak of."""
+        return [
+            ruling
+            for ruling in self.judged.rulings
+            if ruling not in self.judged.of_paper_scale_alone and not _not_run(ruling)
+        ]
+
+    def not_run(self) -> list[str]:
+        """Rows and claims of which nothing was run."""
+        rows = [row.spec.label for row in self.judged.rows.values() if not self._has_runs(row)]
+        claims = [ruling.claim.text for ruling in self.judged.rulings if _not_run(ruling)]
+        return [*rows, *claims] if self.run else []
+
+    def _has_runs(self, row: MeasuredRow) -> bool:
+        return any(self.judged.runs.get(row.spec.arm, {}).values())
+
+    def says(self, metric: str) -> bool:
+        """Is there a reported or published number of this metric?"""
+        return self.table.says(metric)
 
     def says_anything(self) -> bool:
         """Are there numbers of others to compare with?"""
@@ -127,13 +182,39 @@ class _Section:
     def findings(self) -> Iterator[tuple[str, str]]:
         """By arm, the best average of the main metric in a sentence."""
         for curve in curves.window_curves(self.judged, next(iter(self.table.metrics))):
-            of = curve.arm if len(self.table.arms) > 1 else ""
-            yield (of or curve.family).capitalize(), words.finding(self.judged, curve)
+            yield (
+                words.arm(self.judged, curve.arm) if curve.arm else curve.family,
+                words.finding(self.judged, curve),
+            )
+
+    def lead(self) -> str:
+        """The metric of the claim that answers the question."""
+        return next((r.claim.metric for r in words.answering(self.judged)), next(iter(self.table.metrics)))
+
+    def hero(self) -> list[figures.Picture]:
+        """What the answer rests on, seen."""
+        return figures.changes(self.judged, self.lead()) if self.run else []
+
+    def downloads(self) -> Iterator[tuple[str, str, str]]:
+        """The numbers in other forms: what it is, the file's name, the file as an address."""
+        kinds = [
+            ("CSV", "csv", "text/csv", files.as_csv(self.judged)),
+            ("verdicts as CSV", "claims.csv", "text/csv", files.claims_csv(self.judged)),
+            ("JSON", "judged.json", "application/json", json.dumps(view.table(self.judged), allow_nan=False)),
+            ("LaTeX", "tex", "application/x-tex", files.latex(self.judged)),
+        ]
+        for what, ending, kind, text in kinds if self.run else ():
+            encoded = base64.b64encode(text.encode()).decode()
+            yield what, f"{self.id}.{ending}", f"data:{kind};base64,{encoded}"
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The numbers of each metric: measured, reported, published."""
         for metric, about in self.table.metrics.items():
-            rows = [self._row(row, metric) for row in self.judged.rows.values()]
+            rows = [
+                self._row(row, metric)
+                for row in self.judged.rows.values()
+                if not self.run or self._has_runs(row)
+            ]
             said = self.table.says(metric)
             yield {
                 "key": metric,
@@ -145,7 +226,7 @@ class _Section:
                 if self.run and said and not self.judged.stand_in
                 else "",
                 "with": self.judged.measured_with.get(metric, ""),
-                "changes": _markup(figures.changes(self.judged, metric)) if self.run else None,
+                "changes": figures.changes(self.judged, metric) if self.run and metric != self.lead() else [],
             }
 
     def _row(self, row: MeasuredRow, metric: str) -> dict[str, Any]:
@@ -153,11 +234,15 @@ class _Section:
         published = [n for n in row.spec.published if n.metric == metric]
         return {
             "label": row.spec.label,
-            "average": row.average,
+            "average": say.average(row.average),
             "window": "" if row.average == RAW or not row.window else f"{say.steps(row.window)} steps",
-            "measured": say.measured(cell.mean),
+            "measured": say.typical(cell.values.values(), cell.mean),
             "n": say.share(len(cell.values), row.planned),
-            "tip": ", ".join(f"seed {seed}: {say.number(v, 5)}" for seed, v in cell.values.items()),
+            "arm": row.spec.arm,
+            "seeds": [
+                (seed, say.number(value, 5), _address(self.judged.runs[row.spec.arm].get(seed)))
+                for seed, value in cell.values.items()
+            ],
             "change": say.change_of(cell).partition(" ["),
             "reported": say.reported(row.spec.reported.get(metric)),
             "reported_change": say.change(self.table.reported_change(row.key, metric)),
@@ -175,20 +260,13 @@ class _Section:
             if row in note.rows and note.metric in (None, metric)
         ]
 
-    def windows(self) -> Iterator[dict[str, Any]]:
-        """The metric against the window, of each metric that a claim is about, in each arm."""
-        for metric in self._claimed():
-            if not self.table.metrics[metric].ranked:
-                continue
-            found = curves.window_curves(self.judged, metric)
-            for curve, svg in zip(
-                found, figures.against_window(self.judged, found) if found else [], strict=True
-            ):
-                yield {
-                    "of": curve.arm or curve.family,
-                    "svg": Markup(svg),
-                    "label": self.table.metrics[metric].label,
-                }
+    def windows(self) -> list[figures.Picture]:
+        """The change against the window, of each metric that a claim is about, in each arm."""
+        return [
+            picture
+            for metric in figures.claimed(self.judged)
+            for picture in figures.against_window(self.judged, metric)
+        ]
 
     def ladder(self) -> Iterator[dict[str, Any]]:
         """Every average of every arm, in numbers."""
@@ -204,7 +282,8 @@ class _Section:
                 cells = [next((p for p in curve.points if p.average == average), None) for _, curve in known]
                 rows.append(
                     {
-                        "average": average,
+                        "average": say.average(average),
+                        "name": average,
                         "window": say.steps(window),
                         "share": say.share_of_run(window, runs[0].result.steps),
                         "half_life": say.steps(about.get("half_life")),
@@ -214,22 +293,15 @@ class _Section:
                 )
             raw = [say.measured(curve.raw) for _, curve in known]
             yield {
-                "arm": arm,
+                "arm": words.arm(self.judged, arm),
                 "labels": [self.table.metrics[m].label for m, _ in known],
                 "raw": raw,
                 "rows": rows,
             }
 
-    def learning(self) -> Iterator[dict[str, Any]]:
+    def learning(self) -> list[figures.Picture]:
         """Learning curves of the main metric in each arm."""
-        metric = next(iter(self.table.metrics))
-        label = self.table.metrics[metric].label
-        for arm, svg, legend in figures.learning(self.judged, metric):
-            yield {"arm": arm, "svg": Markup(svg), "legend": legend, "label": label}
-
-    def _claimed(self) -> list[str]:
-        claimed = {claim.metric for claim in self.table.claims}
-        return [metric for metric in self.table.metrics if metric in claimed]
+        return figures.learning(self.judged, next(iter(self.table.metrics)))
 
     def pictures(self) -> Iterator[dict[str, Any]]:
         """Samples of raw weights beside those of the table's averages, of the first finished run of each arm."""
@@ -242,7 +314,7 @@ class _Section:
             )
             shown = [(average, picture) for average in wanted if (picture := _embedded(run, average))]
             if shown:
-                yield {"arm": arm, "seed": run.result.seed, "pictures": shown}
+                yield {"arm": words.arm(self.judged, arm), "seed": run.result.seed, "pictures": shown}
 
     def runs(self) -> Iterator[dict[str, Any]]:
         """Every run the numbers come from."""
@@ -250,20 +322,19 @@ class _Section:
             for seed, run in by_seed.items():
                 yield _run(run, arm, seed)
 
-    def configurations(self) -> Iterator[tuple[str, str]]:
-        """By arm, the configuration of its runs (of the first one, its seed aside)."""
-        for arm, by_seed in self.judged.runs.items():
-            run = next((run for run in by_seed.values() if run and run.config), None)
-            if run:
-                plain = {key: value for key, value in run.config.items() if key != "seed"}
-                yield arm, masked(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-
-    def words(self) -> Iterator[tuple[str, str]]:
-        """By arm, the command that trains one of its runs."""
+    def configurations(self) -> Iterator[dict[str, str]]:
+        """By arm: the command that trains one of its runs, and the configuration of the first (its seed aside)."""
+        seed = self.table.plan(self.judged.scale).first
         for arm in self.table.arms:
-            arm_words = self.table.words(arm, self.judged.scale)
-            seed = self.table.plan(self.judged.scale).first
-            yield arm, masked(shlex.join(["emabench", *arm_words, *self.judged.overrides, f"seed={seed}"]))
+            command = [*self.table.words(arm, self.judged.scale), *self.judged.overrides, f"seed={seed}"]
+            run = next((run for run in self.judged.runs.get(arm, {}).values() if run and run.config), None)
+            plain = {key: value for key, value in run.config.items() if key != "seed"} if run else {}
+            yield {
+                "arm": arm,
+                "label": words.arm(self.judged, arm),
+                "command": masked(shlex.join(["emabench", *command])),
+                "text": masked(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)) if plain else "",
+            }
 
     def statements(self) -> list[Statement]:
         """The article's statements that the table measures (`emabench audit`)."""
@@ -272,10 +343,10 @@ class _Section:
     def command(self) -> str:
         seeds = max((len(by_seed) for by_seed in self.judged.runs.values()), default=0)
         seeds = seeds or self.table.plan(self.judged.scale).looks[0]
-        words = [f"seeds={seeds}", *self.judged.overrides]
-        if self.judged.scale != "small" and f"scale={self.judged.scale}" not in words:
-            words.insert(1, f"scale={self.judged.scale}")
-        return masked(" ".join(["emabench table", self.table.name, *map(shlex.quote, words)]))
+        options = [f"seeds={seeds}", *self.judged.overrides]
+        if self.judged.scale != "small" and f"scale={self.judged.scale}" not in options:
+            options.insert(1, f"scale={self.judged.scale}")
+        return masked(" ".join(["emabench table", self.table.name, *map(shlex.quote, options)]))
 
     def published(self) -> Iterator[dict[str, str]]:
         """Every published number with its source; those of no row last."""
@@ -317,6 +388,16 @@ class _Section:
                 }
 
 
+def _not_run(ruling: Ruling) -> bool:
+    return bool(ruling.verdicts) and all(v.kind is Kind.NOT_RUN for v in ruling.verdicts.values())
+
+
+def _address(run: Run | None) -> str:
+    """Where a run is on W&B; "" where that is not known."""
+    address = str(run.address) if run else ""
+    return address if address.startswith(("https://", "http://")) else ""
+
+
 def _run(run: Run | None, arm: str, seed: int) -> dict[str, Any]:
     if run is None:
         return {
@@ -328,6 +409,7 @@ def _run(run: Run | None, arm: str, seed: int) -> dict[str, Any]:
             "device": "",
             "time": "",
             "reason": "",
+            "address": "",
         }
     result = run.result
     environment = result.environment
@@ -340,6 +422,7 @@ def _run(run: Run | None, arm: str, seed: int) -> dict[str, Any]:
         "device": environment.get("device") or "",
         "time": say.seconds(sum(result.timing.values())) if result.timing else "",
         "reason": masked(result.reason or ""),
+        "address": _address(run),
     }
 
 
@@ -381,7 +464,3 @@ def _embedded(run: Run, average: str) -> dict[str, Any] | None:
         "height": height,
         "small": width < 300,
     }
-
-
-def _markup(svg: str | None) -> Markup | None:
-    return Markup(svg) if svg else None

@@ -7,6 +7,7 @@ figure about 440 wide that a phone shows a little smaller and a desktop a little
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -119,11 +120,9 @@ class Figure:
         self.text(WIDTH - self.right, floor + 33, x_title, anchor="end", kind="title")
         self.text(2, 12, y_title, anchor="start", kind="title")
 
-    def line(self, points: Sequence[Point], kind: str) -> None:
-        self._add(f'<path class="line {kind}" d="M{self._path(points)}"/>')
-
-    def band(self, lows: Sequence[Point], highs: Sequence[Point], kind: str) -> None:
-        self._add(f'<path class="band {kind}" d="M{self._path([*lows, *reversed(highs)])}Z"/>')
+    def line(self, points: Sequence[Point], kind: str, tip: str = "", seed: int | None = None) -> None:
+        of = "" if seed is None else f' data-seed="{seed}"'
+        self._add(f'<path class="line {kind}" d="M{self._path(points)}"{of}>{_tip(tip)}</path>')
 
     def level(self, y: float, kind: str) -> None:
         """A horizontal line across the plot."""
@@ -139,9 +138,14 @@ class Figure:
             f'y1="{self.top:.1f}" y2="{self.height - self.bottom:.1f}"/>'
         )
 
-    def dot(self, x: float, y: float, kind: str, tip: str = "", radius: float = 4) -> None:
+    def dot(
+        self, x: float, y: float, kind: str, tip: str = "", radius: float = 4, seed: int | None = None
+    ) -> None:
         a, b = self.at(x, y)
-        self._add(f'<circle class="dot {kind}" cx="{a:.1f}" cy="{b:.1f}" r="{radius:g}">{_tip(tip)}</circle>')
+        of = "" if seed is None else f' data-seed="{seed}"'
+        self._add(
+            f'<circle class="dot {kind}" cx="{a:.1f}" cy="{b:.1f}" r="{radius:g}"{of}>{_tip(tip)}</circle>'
+        )
 
     def diamond(self, x: float, y: float, kind: str, tip: str = "", radius: float = 5) -> None:
         a, b = self.at(x, y)
@@ -156,6 +160,13 @@ class Figure:
             f'<line class="bar {kind}" x1="{a:.1f}" x2="{c:.1f}" y1="{b:.1f}" y2="{b:.1f}">{_tip(tip)}</line>'
         )
 
+    def upright_bar(self, x: float, low: float, high: float, kind: str, tip: str = "") -> None:
+        """A vertical interval."""
+        (a, b), c = self.at(x, low), self.at_y(high)
+        self._add(
+            f'<line class="bar {kind}" x1="{a:.1f}" x2="{a:.1f}" y1="{b:.1f}" y2="{c:.1f}">{_tip(tip)}</line>'
+        )
+
     def text(self, x: float, y: float, words: str, anchor: str = "middle", kind: str = "") -> None:
         """Words at a place on the canvas."""
         self._add(
@@ -166,7 +177,8 @@ class Figure:
         """The whole figure; `title` says in a sentence what is seen, for those who do not see it."""
         body = "\n".join(self.shapes)
         return (
-            f'<svg viewBox="0 0 {WIDTH:g} {self.height:g}" role="img" aria-label="{escape(title, quote=True)}">\n'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {self.height:g}" role="img" '
+            f'aria-label="{escape(title, quote=True)}">\n'
             f"{body}\n</svg>"
         )
 
@@ -175,6 +187,22 @@ class Figure:
 
     def _add(self, shape: str) -> None:
         self.shapes.append(shape)
+
+
+def standalone(svg: str, style: str) -> str:
+    """A figure of a page as a file of its own, on white, with the style sheet in it."""
+    box = svg.partition('viewBox="0 0 ')[2].partition('"')[0]
+    width, height = box.split()
+    head, rest = svg.split("\n", 1)
+    head = head.replace("<svg ", f'<svg width="{width}" height="{height}" ')
+    paper = f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
+    return f"{head}\n<style>{style}</style>\n{paper}\n{rest}\n"
+
+
+def literal(css: str, palette: str) -> str:
+    """A style sheet with the colours of a palette (`:root {--name: value; …}`) in the place of its variables."""
+    colours = dict(re.findall(r"--([\w-]+):\s*([^;}]+)", palette.partition("}")[0]))
+    return re.sub(r"var\(--([\w-]+)\)", lambda found: colours[found[1]].strip(), css)
 
 
 def _tip(text: str) -> str:

@@ -202,7 +202,7 @@ def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
         change = say.change_of(cell)
         gap = "\n" if narrow else " "
         values = [
-            say.measured(cell.mean),
+            say.typical(cell.values.values(), cell.mean),
             say.share(len(cell.values), row.planned),
             change.replace(" [", "\n[") if narrow else change,
         ]

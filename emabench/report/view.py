@@ -42,6 +42,7 @@ def table(judged: Judged) -> dict[str, Any]:
         "published_title": spec.titled("paper"),
         "where": spec.where,
         "question": spec.question,
+        "answer": words.answer(judged),
         "trained": words.header(judged),
         "seeds": judged.seeds,
         "planned": {"first": spec.plan(judged.scale).first, "looks": list(spec.plan(judged.scale).looks)},

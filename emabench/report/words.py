@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from emabench.report import format as say
+from emabench.runs.result import RAW
 from emabench.tables import curves
 from emabench.tables.boundary import at_most
 from emabench.tables.judge import Judged, Ruling
@@ -244,18 +245,87 @@ def overview(tables: int) -> str:
     )
 
 
+def answer(judged: Judged) -> str:
+    """The table's question answered in a sentence: the verdicts on the claims that answer it, and what they rest on."""
+    if not judged.all_runs:
+        return "Not run yet."
+    return "; ".join(_answered(judged, ruling) for ruling in answering(judged)) + "."
+
+
+def answering(judged: Judged) -> list[Ruling]:
+    """The claims that answer the table's question: those that it names, else the first two that can be judged."""
+    named = [r for text in judged.table.answers for r in judged.rulings if r.claim.text == text]
+    return (
+        named
+        or [r for r in judged.rulings if r not in judged.of_paper_scale_alone][:2]
+        or list(judged.rulings[:1])
+    )
+
+
+def _answered(judged: Judged, ruling: Ruling) -> str:
+    texts = {who: verdict(each, judged, ruling)[2:] for who, each in ruling.verdicts.items()}
+    if len(set(texts.values())) == 1:
+        shown = next(iter(texts.values()))
+    else:
+        shown = ", ".join(f"{text} ({who})" for who, text in texts.items())
+    decided = any(each.kind in DECIDED for each in ruling.verdicts.values())
+    return f"{ruling.claim.text}: {shown}{_evidence(ruling, decided)}"
+
+
+def _evidence(ruling: Ruling, decided: bool) -> str:
+    """The mean change of a decided claim, and in how many seeds it is for the better."""
+    if len(ruling.effects) != 1:
+        return f", {len(ruling.seeds)} seeds" if ruling.effects else ""
+    one = ruling.effects[0]
+    text = effect(one) if decided else "; ".join(_seeds(one))
+    return f" ({text})" if text else ""
+
+
+def arm(judged: Judged, arm: str) -> str:
+    """A trajectory by the row that is its raw weights; "" where there is one trajectory alone."""
+    if len(judged.table.arms) == 1:
+        return ""
+    rows = (row for row in judged.rows.values() if row.spec.arm == arm and row.average == RAW)
+    return next((row.spec.label for row in rows), arm.replace("_", " "))
+
+
+def changes_caption(label: str, against: str, seeds: int) -> str:
+    """What a picture of changes by row shows."""
+    return f"Change of {label} against {against}, seed by seed ({_count(seeds)})"
+
+
+def window_caption(label: str, of: str, seeds: int) -> str:
+    """What a picture of changes by window shows."""
+    return f"Change of {label} against {of}, seed by seed ({_count(seeds)}), by averaging window"
+
+
+def learning_caption(label: str, of: str) -> str:
+    """What a learning curve shows."""
+    return f"{label} along training{f', {of}' if of else ''}"
+
+
+def _count(seeds: int) -> str:
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
+
+
+INTERVALS = (
+    "Small points are seeds, each paired with the same seed of the baseline. Bars are 95 % intervals of the mean that "
+    "hold for all rows of the metric together; verdicts are decided by counting seeds, not by these bars."
+)
+
+
 def finding(judged: Judged, curve: curves.WindowCurve) -> str:
     """The averages of one group of trajectories beside none, in a sentence that says no more than is shown."""
     metric = judged.table.metrics[curve.metric].label
     without, best = curve.without, curve.best
     if best is None:
-        return f"No average has a better mean {metric} than {without} ({say.measured(curve.raw)})."
+        return f"No average has a better mean {metric} than {without} ({say.typical(curve.raw_values.values(), curve.raw)})."
     share = f"a window of {say.steps(best.window)} steps or {say.share_of_run(best.window, curve.steps)} of the run"
-    name, value = called(curve, best), say.measured(best.value)
+    name, value = called(curve, best), say.typical(best.values.values(), best.value)
     hits, n = curve.ahead_in
     if not curve.raw:
         return f"{name} ({share}) has the best mean {metric} of {len(curve.points)}, {value}; there is nothing without averaging to set it against."
-    against = f"{value} against {say.measured(curve.raw)} of {without}, better in {hits} of {n} seeds"
+    against = f"{value} against {say.typical(curve.raw_values.values(), curve.raw)} of {without}, better in {hits} of {n} seeds"
     if not curve.ahead:
         return (
             f"No average is shown to beat {without}: {name} ({share}) has the best mean {metric} of "
@@ -271,4 +341,4 @@ def finding(judged: Judged, curve: curves.WindowCurve) -> str:
 
 def called(curve: curves.WindowCurve, point: curves.Point) -> str:
     """An average by its name; a row that is a trajectory of its own by its label."""
-    return point.average if curve.arm else point.rows[0]
+    return say.average(point.average) if curve.arm else point.rows[0]

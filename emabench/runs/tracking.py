@@ -62,6 +62,8 @@ class WandbTracker:
             try:
                 self.run = _init(config, directory, mode)
                 self._tell_from_the_start(mode)
+                if mode == "online" and self.run.url:  # reports link to it
+                    (directory.path / "wandb" / "address.txt").write_text(f"{self.run.url}\n")
                 return
             except Exception as error:  # whatever wandb raises, training continues
                 then = "logging offline; `emabench wandb sync` uploads the run later"

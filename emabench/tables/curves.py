@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from emabench.runs.result import RAW
@@ -55,6 +56,62 @@ class Track:
     average: str
     label: str
     points: Sequence[tuple[int, Estimate]]
+    seeds: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How one set of weights differs from another, seed by seed.
+
+    `relative`: as shares of the other (−0.38 for −38 %), with the mean of the logarithms of ratios; else in the
+    metric's unit. The interval of `mean` holds for all of those beside it together (Bonferroni).
+    """
+
+    by_seed: Mapping[int, float]
+    mean: Estimate | None
+    relative: bool
+
+
+def paired(
+    values: Mapping[int, float], over: Mapping[int, float], beside: int, relative: bool
+) -> Paired | None:
+    """The differences of seeds that both have; None where there is none. `beside`: how many are compared at once."""
+    seeds = sorted(set(values) & set(over))
+    if not seeds:
+        return None
+    level = 1 - ALPHA / max(1, beside)
+    if not relative:
+        changes = {seed: values[seed] - over[seed] for seed in seeds}
+        return Paired(changes, estimate(list(changes.values()), level), relative)
+    logs = {seed: math.log(values[seed] / over[seed]) for seed in seeds}
+    mean = estimate(list(logs.values()), level)
+    return Paired(
+        {s: math.expm1(x) for s, x in logs.items()}, mean.map(math.expm1) if mean else None, relative
+    )
+
+
+def changes(judged: Judged, metric: str) -> tuple[dict[str, dict[str, Paired | None]], bool]:
+    """By the row compared with, every row's change by seed, and whether these are relative: all are, or none is."""
+    rows = [row for row in judged.rows.values() if row.against]
+    cells = [row.cells[metric] for row in rows if row.cells[metric].paired]
+    relative = all(cell.relative for cell in cells)
+    found: dict[str, dict[str, Paired | None]] = {}
+    for row in rows:
+        against = row.against or ""
+        base = judged.rows[against].cells[metric].values
+        found.setdefault(against, {})[row.key] = paired(row.cells[metric].values, base, len(cells), relative)
+    return found, relative
+
+
+def against_base(curve: WindowCurve) -> tuple[str, dict[str, Paired | None], bool] | None:
+    """What the averages of a curve are set against, and by average the change by seed; None without a second set."""
+    base = curve.raw_values or next((p.values for p in curve.points if curve.without in p.rows), {})
+    others = [point for point in curve.points if point.values is not base]
+    if not base or not others:
+        return None
+    both = [*base.values(), *(value for point in others for value in point.values.values())]
+    relative = min(both) > 0
+    return curve.without, {p.average: paired(p.values, base, len(others), relative) for p in others}, relative
 
 
 def finished(judged: Judged, arm: str) -> list[Run]:
@@ -164,13 +221,14 @@ def tracks(judged: Judged, arm: str, metric: str) -> list[Track]:
     result = []
     for average in dict.fromkeys([RAW, *wanted]):
         by_step: dict[int, list[float]] = {}
-        for run in runs:
-            for step, value in run.measured(average, metric):
+        seeds = {run.result.seed: run.measured(average, metric) for run in runs}
+        for track in seeds.values():
+            for step, value in track:
                 by_step.setdefault(step, []).append(value)
         points = [(step, e) for step, values in sorted(by_step.items()) if (e := estimate(values))]
         if len(points) > 1:
             label = "raw" if average == RAW else average
-            result.append(Track(average, label, points))
+            result.append(Track(average, label, points, seeds))
     return result
 
 

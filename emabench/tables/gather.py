@@ -24,11 +24,22 @@ class Run:
     """A run with a result. `path` is its directory; None for one that is only in memory.
 
     `evaluations`: what was measured along training, by average and metric, of a run that has no directory.
+    `known_address`: where W&B shows it, likewise.
     """
 
     result: Result
     path: Path | None = None
     evaluations: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
+    known_address: str = ""
+
+    @cached_property
+    def address(self) -> str:
+        """Where W&B shows it; empty where it is not known to be there."""
+        file = self.path / "wandb" / "address.txt" if self.path else None
+        try:
+            return file.read_text(encoding="utf-8").strip() if file and file.is_file() else self.known_address
+        except (OSError, ValueError):
+            return self.known_address
 
     @property
     def finished(self) -> bool:

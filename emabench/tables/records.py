@@ -27,6 +27,7 @@ def to_json(judged: Judged, command: str) -> str:
                     {
                         **asdict(run.result),
                         "arm": arm,
+                        **({"address": run.address} if run.address else {}),
                         "evaluations": {
                             average: {
                                 metric: [[step, float(f"{value:.7g}")] for step, value in track]
@@ -55,6 +56,7 @@ def read(path: Path, table: Table) -> tuple[str, Runs]:
     scale = data.get("scale", "small")
     for entry in listed:
         arm, evaluations = entry.pop("arm", None), entry.pop("evaluations", {})
+        address = str(entry.pop("address", ""))
         if arm not in runs:
             raise UserError(f"--from {path}: arm {arm!r} is none of table {table.name}; {', '.join(runs)}")
         try:
@@ -65,7 +67,7 @@ def read(path: Path, table: Table) -> tuple[str, Runs]:
             raise UserError(
                 f"--from {path}: run {result.run_id} is of {result.task} at scale {result.scale}, not of {table.task}"
             )
-        runs[arm][result.seed] = Run(result, evaluations=_tracks(evaluations))
+        runs[arm][result.seed] = Run(result, evaluations=_tracks(evaluations), known_address=address)
     return scale, runs
 
 

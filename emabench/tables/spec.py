@@ -40,6 +40,7 @@ class Table(Section):
     trained: dict[Scale, str] = Field(default_factory=dict)  # model, data, schedule, in a line
     exact: bool = False  # the small scale is what the claims are about, no stand-in for it
     control: str = ""  # of the stand-in: the text of a claim whose effect is published and should be seen
+    answers: list[str] = Field(default_factory=list)  # texts of the claims whose verdicts answer the question
     baselines: list[str] = Field(default_factory=list)  # rows of weights that were not trained, or kept fixed
     section: str = ""  # of the article; empty for a table of the user's own
     question: str
@@ -114,6 +115,7 @@ class Table(Section):
                 yield f"claims.{index}.source", source, sources
         if self.control:
             yield "control.claim", self.control, [claim.text for claim in self.claims]
+        yield from (("answers.claim", text, [claim.text for claim in self.claims]) for text in self.answers)
         yield from (("baselines.row", key, rows) for key in self.baselines)
         for note in self.notes:
             if note.metric:

@@ -3,12 +3,16 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from emabench.report import files
+from emabench.bench import tables
+from emabench.report import files, tex
 from emabench.tables.judge import Judged
 
 
@@ -33,13 +37,49 @@ def test_markdown_is_tables_of_equal_width(ddpm: Judged) -> None:
     assert text.count("1 of 12 runs diverged") == 1
 
 
-def test_latex_has_nothing_that_latex_would_not_take(ddpm: Judged) -> None:
-    text = files.latex(ddpm)
-    assert not [letter for letter in text if ord(letter) > 127]
-    body = text.partition("\\toprule")[2].partition("\\bottomrule")[0]
-    rows = [line for line in body.splitlines() if line.endswith("\\\\")]
-    assert rows and all(len(re.findall(r"(?<!\\)&", row)) == 6 for row in rows)
-    assert all("%" not in re.sub(r"\\%", "", row) and "_" not in re.sub(r"\\_", "", row) for row in rows)
+def documents() -> Iterator[tuple[str, str]]:
+    for file in sorted(tables.FOLDER.glob("*.json")):
+        yield file.stem, files.latex(tables.judged(file))
+
+
+def test_latex_is_ascii_with_numbers_and_verdicts(ddpm: Judged) -> None:
+    for name, text in [("planted", files.latex(ddpm)), *documents()]:
+        assert text.isascii(), name
+        assert "[U+" not in text, f"{name}: every letter has its sign"
+        numbers, claims = re.findall(r"\\toprule(.*?)\\bottomrule", text, re.S)
+        for body, gaps in ((numbers, 6), (claims, 3)):
+            rows = [line for line in body.splitlines() if line.endswith("\\\\")]
+            assert rows and all(len(re.findall(r"(?<!\\)&", row)) == gaps for row in rows)
+            assert all(
+                "%" not in row.replace(r"\%", "") and "_" not in row.replace(r"\_", "") for row in rows
+            )
+    assert r"$\checkmark$ seen in the stand-in" in files.latex(ddpm)
+
+
+@pytest.mark.skipif(
+    not shutil.which("pdflatex"), reason="pdflatex (texlive-latex-recommended) is not installed"
+)
+def test_latex_compiles(ddpm: Judged, tmp_path: Path) -> None:
+    parts = [
+        files.latex(ddpm),
+        tex.text("ő ² ᵗ ⁻ é ß 中 […] <a|b> ~^\\{}#$%&_"),
+        *(text for _, text in documents()),
+    ]
+    body = "\n\\clearpage\n".join(parts)
+    source = f"\\documentclass{{article}}\n\\usepackage{{booktabs,amssymb}}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    (tmp_path / "all.tex").write_text(source, encoding="ascii")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-1500:]
+
+
+def test_verdicts_are_in_a_csv_of_their_own(ddpm: Judged) -> None:
+    lines = list(csv.DictReader(io.StringIO(files.claims_csv(ddpm))))
+    gain = next(each for each in lines if each["claim"] == "How far β = 0.9999 lowers FID")
+    effect = next(r for r in ddpm.rulings if r.claim.text == gain["claim"]).effects[0]
+    assert effect.estimate and float(gain["mean"]) == effect.estimate.mean
+    assert (gain["verdict"], gain["better"], gain["expected_by"]) == ("partly", "11", "article")
+    assert {line["claim"] for line in lines} == {ruling.claim.text for ruling in ddpm.rulings}
 
 
 def test_files_are_written_by_scale(ddpm: Judged, tmp_path: Path) -> None:
@@ -47,6 +87,7 @@ def test_files_are_written_by_scale(ddpm: Judged, tmp_path: Path) -> None:
         "ddpm_cifar10.md",
         "ddpm_cifar10.tex",
         "ddpm_cifar10.csv",
+        "ddpm_cifar10.claims.csv",
         "ddpm_cifar10.json",
     ]
     assert files.stem(ddpm) == "ddpm_cifar10"

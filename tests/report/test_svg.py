@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emabench.report.svg import WIDTH, Axis, Figure
+from emabench.report.html import figure_style
+from emabench.report.svg import WIDTH, Axis, Figure, standalone
 
+SVG = "{http://www.w3.org/2000/svg}"
 VALUES = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-6)
 
 
@@ -40,11 +42,24 @@ def test_a_figure_is_sound_xml_and_escapes_what_it_is_told() -> None:
     figure.line([(0, 0), (10, 1)], "measured")
     figure.dot(5, 0.5, "measured", 'a "tip" <here>')
     root = ET.fromstring(figure.svg('a "title" & <more>'))
-    texts = ["".join(element.itertext()) for element in root.iter() if element.tag in ("text", "title")]
+    texts = [
+        "".join(element.itertext()) for element in root.iter() if element.tag in (f"{SVG}text", f"{SVG}title")
+    ]
     assert "<FID>" in texts and "steps & more" in texts and 'a "tip" <here>' in texts
     assert root.get("aria-label") == 'a "title" & <more>'
-    dot = next(element for element in root.iter("circle"))
+    dot = next(element for element in root.iter(f"{SVG}circle"))
     assert float(dot.get("cx", 0)) == pytest.approx(
         figure.left + (WIDTH - figure.left - figure.right) / 2, abs=0.06
     )
     assert "style=" not in figure.svg("x") and "fill=" not in figure.svg("x"), "colours are the page's"
+
+
+def test_a_figure_of_its_own_holds_its_colours() -> None:
+    figure = Figure(Axis(0, 10), Axis(0, 1))
+    figure.dot(5, 0.5, "measured", seed=103)
+    text = standalone(figure.svg("x"), figure_style())
+    root = ET.fromstring(text)
+    assert (root.get("width"), root.get("height")) == ("440", "284")
+    assert "var(" not in text, "drawing programs know no variables"
+    assert "svg .dot.measured { fill: #1f5fa8; }" in text
+    assert next(root.iter(f"{SVG}circle")).get("data-seed") == "103"
