@@ -112,6 +112,8 @@ def _changes(
     judged: Judged, metric: str, base: str, rows: Sequence[_Marks], x: Axis, left: float, relative: bool
 ) -> Picture:
     about = judged.table.metrics[metric]
+    size = curves.by_size(judged, metric)
+    label = f"the size of {about.label}" if size else about.label
     figure = Figure(x, Axis(len(rows) - 0.5, -0.5), height=60 + ROW * len(rows), left=left, top=12, bottom=42)
     floor = figure.height - figure.bottom
     for value in x.ticks():
@@ -123,12 +125,11 @@ def _changes(
     for i, marks in enumerate(rows):
         _row(figure, i, marks, left)
     against = judged.rows[base].spec.label
-    better = ("← better" if about.better == "lower" else "better →") if about.ranked else ""
+    lower = about.better == "lower" or size
+    better = ("← better" if lower else "better →") if about.ranked or size else ""
     unit = ", %" if relative else ""
-    figure.text(
-        WIDTH - 14, floor + 35, f"change of {about.label}{unit}   {better}", anchor="end", kind="title"
-    )
-    caption = words.changes_caption(about.label, against, max(len(m.seeds) for m in rows))
+    figure.text(WIDTH - 14, floor + 35, f"change of {label}{unit}   {better}", anchor="end", kind="title")
+    caption = words.changes_caption(label, against, max(len(m.seeds) for m in rows))
     return Picture(f"{metric}-against-{base}", figure.svg(caption), caption)
 
 

@@ -154,6 +154,12 @@ class _Section:
     def run(self) -> bool:
         return bool(self.judged.all_runs)
 
+    @property
+    def seeds(self) -> int:
+        """How many seeds have a result in every arm that was run."""
+        have = [{s for s, run in by_seed.items() if run} for by_seed in self.judged.runs.values()]
+        return len(set.intersection(*filter(None, have))) if any(have) else 0
+
     def rulings(self) -> list[Ruling]:
         """Those that these runs can speak of."""
         return [

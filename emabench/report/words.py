@@ -202,7 +202,7 @@ def control(judged: Judged) -> str:
 def baselines(judged: Judged) -> str:
     """The rows that say what no training, or no average, is worth."""
     labels = [judged.table.rows[key].label for key in judged.table.baselines]
-    return f"Baselines: {', '.join(labels)}" if labels else ""
+    return f"Baselines: {'; '.join(labels)}" if labels else ""
 
 
 def made(judged: Judged) -> str:
@@ -275,10 +275,11 @@ def _answered(judged: Judged, ruling: Ruling) -> str:
 def _evidence(ruling: Ruling, decided: bool) -> str:
     """The mean change of a decided claim, and in how many seeds it is for the better."""
     if len(ruling.effects) != 1:
-        return f", {len(ruling.seeds)} seeds" if ruling.effects else ""
+        return f", {_count(len(ruling.seeds))}" if ruling.effects else ""
     one = ruling.effects[0]
-    text = effect(one) if decided else "; ".join(_seeds(one))
-    return f" ({text})" if text else ""
+    counted = next(_seeds(one), "")
+    text = effect(one) if decided else counted
+    return f", {text.replace('; ', ', ')}" if text else ""
 
 
 def arm(judged: Judged, arm: str) -> str:

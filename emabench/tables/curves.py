@@ -94,13 +94,23 @@ def changes(judged: Judged, metric: str) -> tuple[dict[str, dict[str, Paired | N
     """By the row compared with, every row's change by seed, and whether these are relative: all are, or none is."""
     rows = [row for row in judged.rows.values() if row.against]
     cells = [row.cells[metric] for row in rows if row.cells[metric].paired]
-    relative = all(cell.relative for cell in cells)
+    size = by_size(judged, metric)
+    relative = all(cell.relative for cell in cells) and not size
     found: dict[str, dict[str, Paired | None]] = {}
     for row in rows:
         against = row.against or ""
-        base = judged.rows[against].cells[metric].values
-        found.setdefault(against, {})[row.key] = paired(row.cells[metric].values, base, len(cells), relative)
+        own, base = (
+            {seed: abs(value) if size else value for seed, value in each.cells[metric].values.items()}
+            for each in (row, judged.rows[against])
+        )
+        found.setdefault(against, {})[row.key] = paired(own, base, len(cells), relative)
     return found, relative
+
+
+def by_size(judged: Judged, metric: str) -> bool:
+    """Are the claims of this metric about its size, whichever its sign (a bias)?"""
+    own = [claim.of for claim in judged.table.claims if claim.metric == metric]
+    return bool(own) and all(of == "size" for of in own)
 
 
 def against_base(curve: WindowCurve) -> tuple[str, dict[str, Paired | None], bool] | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
+from emabench.bench import tables
 from emabench.report import figures, files, html, words
 from emabench.report import format as say
 from emabench.runs.result import RAW
@@ -268,7 +269,7 @@ def test_the_page_answers_its_question_before_all_else(ddpm: Judged) -> None:
     assert answer.startswith(
         "How far β = 0.9999 lowers FID: direction seen, larger in the stand-in (exploratory)"
     )
-    assert "better in 11 of 12 seeds" in answer
+    assert answer.endswith(", better in 11 of 12 seeds.")
     places = [
         page.text.index(each)
         for each in (ddpm.table.question, answer, "Trained: ", "Change of FID against no EMA")
@@ -349,3 +350,14 @@ def test_figures_are_written_as_files(ddpm: Judged, tmp_path: Path) -> None:
     written = {path.name for path in (tmp_path / "out").glob("*.svg")}
     assert {"ddpm_cifar10-fid-against-none.svg", "ddpm_cifar10-fid-window-constant.svg"} <= written
     assert written == {f"ddpm_cifar10-{picture.name}.svg" for picture in figures.all_of(ddpm)}
+
+
+def test_a_bias_is_drawn_by_its_size() -> None:
+    judged = tables.judged(tables.FOLDER / "td3_target.json")
+    (changes, relative) = curves.changes(judged, "q_bias")
+    assert not relative
+    paired = changes["none"]["d995"]
+    own, base = (judged.rows[key].cells["q_bias"].values for key in ("d995", "none"))
+    assert paired and paired.by_seed == {seed: abs(own[seed]) - abs(base[seed]) for seed in own}
+    picture = figures.changes(judged, "q_bias")[0]
+    assert "change of the size of Q bias   ← better" in picture.svg

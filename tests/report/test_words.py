@@ -91,4 +91,25 @@ def test_a_control_is_named_with_its_verdict(classifiers: Judged) -> None:
     assert words.control(replace(classifiers, scale="paper")) == ""
     moco = spec.load("moco_imagenet100")
     judged = judge(moco, "small", {arm: {100: None} for arm in moco.arms})
-    assert words.baselines(judged) == "Baselines: encoder not trained, memory bank, no key encoder"
+    assert words.baselines(judged) == "Baselines: encoder not trained; memory bank, no key encoder"
+
+
+def test_the_answer_is_the_verdicts_on_the_claims_that_answer(classifiers: Judged) -> None:
+    assert words.answer(classifiers).startswith("EMA 0.999 is better than an annealed SGD: ")
+    assert (
+        "; At a constant rate EMA 0.999 is better than SGD: seen in the stand-in (exploratory), +"
+        in words.answer(classifiers)
+    )
+    nothing = judge(classifiers.table, "small", {arm: {100: None} for arm in classifiers.table.arms})
+    assert words.answer(nothing) == "Not run yet."
+    own = replace(classifiers, table=classifiers.table.model_copy(update={"answers": []}))
+    assert [r.claim.text for r in words.answering(own)] == [c.text for c in classifiers.table.claims[:2]]
+
+
+def test_an_undecided_answer_gives_the_count_alone(ddpm: Judged) -> None:
+    ruling = next(r for r in ddpm.rulings if r.claim.text == ddpm.table.answers[0])
+    open_ = replace(ruling, verdicts={"article": Verdict(Kind.UNDECIDED)})
+    rulings = [open_ if r is ruling else r for r in ddpm.rulings]
+    assert words.answer(replace(ddpm, rulings=rulings)) == (
+        "How far β = 0.9999 lowers FID: undecided, better in 11 of 12 seeds."
+    ), "an interval that excludes zero beside it would be read as a verdict"
