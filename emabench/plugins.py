@@ -80,28 +80,28 @@ class Item:
 
 def find(kind: str) -> dict[str, Item]:
     """All things of a kind by name, those of the package first."""
-    found: dict[str, Item] = {}
+    items: dict[str, Item] = {}
     for source in sources():
         for item in _in(source, kind):
-            first = found.get(item.name)
+            first = items.get(item.name)
             if first is None:
-                found[item.name] = item
+                items[item.name] = item
             elif first.clash is None:
-                found[item.name] = Item(first.kind, first.name, first.path, first.source, clash=item)
-                left_out(_both(found[item.name]))
-    return found
+                items[item.name] = Item(first.kind, first.name, first.path, first.source, clash=item)
+                left_out(_both(items[item.name]))
+    return items
 
 
 def get(kind: str, name: str, option: str) -> Item:
     """One thing by its name. Raises UserError, which begins with `option`, the words that asked for it."""
-    found = find(kind)
-    if name not in found:
+    items = find(kind)
+    if name not in items:
         noun = kind.rpartition("/")[2].removesuffix("s")
         outside = "" if folders() else f" (your own: {OPTION} DIR or {VARIABLE})"
-        raise UserError(f"{option}: there is no {noun} {name!r}{nearest(name, found)}{outside}")
-    if found[name].clash:
-        raise UserError(f"{option}: {_both(found[name])}; rename one of them")
-    return found[name]
+        raise UserError(f"{option}: there is no {noun} {name!r}{nearest(name, items)}{outside}")
+    if items[name].clash:
+        raise UserError(f"{option}: {_both(items[name])}; rename one of them")
+    return items[name]
 
 
 def load(kind: str, name: str) -> ModuleType:
@@ -116,10 +116,10 @@ def load(kind: str, name: str) -> ModuleType:
         raise UserError(why(item.path, error)) from error
 
 
-def origins(wanted: Iterable[tuple[str, str]]) -> dict[str, str]:
+def origins(names: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Of these (kind, name), those from outside the package: {"tasks/spiral": "…/spiral.py, sha256 0a1b2c3d4e5f"}."""
     outside = {}
-    for kind, name in wanted:
+    for kind, name in names:
         item = find(kind).get(name)
         if item and not item.source.built_in:
             digest = hashlib.sha256(item.path.read_bytes()).hexdigest()[:12]
@@ -198,12 +198,12 @@ def sources() -> list[Source]:
 
 def left_out(text: str) -> None:
     """Tell the user, once, what cannot be used; the command continues without it."""
-    if text not in _told and os.environ.get("RANK", "0") == "0":
-        _told.add(text)
+    if text not in _reported and os.environ.get("RANK", "0") == "0":
+        _reported.add(text)
         print(f"emabench: left out: {text}", file=sys.stderr)
 
 
-_told: set[str] = set()
+_reported: set[str] = set()
 
 
 def _absolute(text: str) -> Path:
@@ -259,7 +259,7 @@ def _distributions() -> tuple[Source, ...]:
     """The packages that entry points name, found without importing them."""
     from importlib import metadata
 
-    found = {}
+    packages = {}
     for point in metadata.entry_points(group=GROUP):
         top, *rest = point.module.split(".")
         named = f"entry point {point.name} of group {GROUP}"
@@ -273,8 +273,8 @@ def _distributions() -> tuple[Source, ...]:
         if root is None:
             left_out(f"{of}: {named} has the value {point.value!r}, which is not a package")
         else:
-            found[point.module] = Source(of, root, point.module)
-    return tuple(found[module] for module in sorted(found))
+            packages[point.module] = Source(of, root, point.module)
+    return tuple(packages[module] for module in sorted(packages))
 
 
 def why(path: Path, error: BaseException) -> str:

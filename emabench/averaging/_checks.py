@@ -1,4 +1,4 @@
-"""What a wrong value is told: the field, the value, and what would be right."""
+"""Errors for wrong values: the field, the value, and what would be right."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class NotFinite(ValueError):
-    """Weights or gradients that an average was to be made of are NaN or infinite; it is as it was before."""
+    """Weights or gradients for an average are NaN or infinite; the average is unchanged."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -52,8 +52,8 @@ def check_fraction_or_count(field: str, value: Any, *, zero: bool) -> None:
     """ValueError unless `value` is a whole number of updates, or a share of the run strictly between 0 and 1."""
     if not isinstance(value, bool) and isinstance(value, numbers.Real):
         number = float(value)
-        whole = number.is_integer() and (number > 0 or (zero and number == 0))
-        if whole or 0 < number < 1:
+        is_count = number.is_integer() and (number > 0 or (zero and number == 0))
+        if is_count or 0 < number < 1:
             return
     least = "at least 0" if zero else "at least 1"
     raise ValueError(

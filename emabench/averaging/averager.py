@@ -66,7 +66,7 @@ class Averager:
         buffers: the policy of floating-point buffers. "average" averages them as weights; "copy" takes the model's
             current ones; "recompute" does as well, and says that `recalibrate` is to be called inside `applied`.
             Integers, and buffers that hold −inf or NaN when the averager is made (masks), are copied; the vectors of
-            spectral normalisation are iterated anew for the averaged weights. A mapping from name patterns to
+            spectral normalisation are computed again for the averaged weights. A mapping from name patterns to
             policies makes exceptions, {"*.mask": "copy"}; the first that fits decides, and what none fits is averaged.
             Buffers that are not in the state_dict are left alone.
         parameters: exceptions by name pattern, the first that fits decides. "live" leaves parameters out: in an
@@ -226,10 +226,10 @@ class Averager:
         added, gone, stays = following.changes(self.followed, now)
         old_index = {id(f.tensor): i for i, f in enumerate(self.followed)}
         source = {id(f.tensor): old_index[id(old.tensor)] for old, f in stays}
-        said = [f"{f.name!r} is averaged from now on" for f in added]
-        said += [f"{f.name!r} is no longer in the model" for f in gone]
-        said += [f"{old.name!r} is called {f.name!r} now" for old, f in stays if old.name != f.name]
-        said += [f"{f.name!r} was replaced" for old, f in stays if old.tensor is not f.tensor]
+        messages = [f"{f.name!r} is averaged from now on" for f in added]
+        messages += [f"{f.name!r} is no longer in the model" for f in gone]
+        messages += [f"{old.name!r} is called {f.name!r} now" for old, f in stays if old.name != f.name]
+        messages += [f"{f.name!r} was replaced" for old, f in stays if old.tensor is not f.tensor]
         averages = list(self._averages.values())
         sets = [one for a in averages for one in [*a.sets, *([a.compensation] if a.compensation else [])]]
         kept = [list(one) for one in sets]
@@ -249,7 +249,7 @@ class Averager:
         self._plan = None
         if self._offload:
             self._offload = Offload(live)
-        return said
+        return messages
 
     @torch.no_grad()
     def _carried(
@@ -475,14 +475,14 @@ class Averager:
             return
         self._plan.progress(wait=True)  # what is still in flight is refused as well
         [(counted, before)] = [entry[1:] for entry in self._unsettled if entry[0] == refused]
-        lost = self.updates - refused + 1
+        undone = self.updates - refused + 1
         self._unsettled = []
         self._plan.reset()
         self._rewind(counted, before)
         bad = first_non_finite([f.name for f in self.followed], self._live())
         raise NotFinite(
             f"{f'{bad!r} is' if bad else 'the weights were'} not finite, first at update {refused}; the averages are as "
-            f"they were before it, the {lost} updates from there on were not made"
+            f"they were before it, the {undone} updates from that one on were not made"
         )
 
     def _refuse_while_applied(self, what: str) -> None:
@@ -549,7 +549,9 @@ class Averager:
         """`name`, or that of the only average if it is None."""
         if name is None:
             if len(self._averages) != 1:
-                raise ValueError(f"say which average: {', '.join(self._averages) or 'there is none'}")
+                raise ValueError(
+                    f"say which average: {', '.join(self._averages) or 'this averager has none'}"
+                )
             return next(iter(self._averages))
         return name
 
@@ -698,7 +700,7 @@ class Averager:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume bit for bit: tensors (not copied) and plain values only.
 
-        Under FSDP2 they are DTensors. `load_state_dict` takes them, or the whole tensors.
+        Under FSDP2 they are DTensors. `load_state_dict` takes them, or full tensors.
         """
         self._refuse_while_applied("save the averages")
         self._wait()
@@ -729,11 +731,11 @@ class Averager:
             self._plan.reset()
         if strict:
             self.updates = state.load(saved, self.followed, self._averages)
-            said: list[str] = []
+            messages: list[str] = []
         else:
-            self.updates, said = state.load_what_fits(saved, self.followed, self._averages, self._live())
+            self.updates, messages = state.load_what_fits(saved, self.followed, self._averages, self._live())
         self._torn = ""
-        return said
+        return messages
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `state_dict` as a safetensors file: tensors "AVERAGE/SET/NAME", the rest as JSON in its metadata."""

@@ -23,11 +23,11 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-pthr
 
 
 class Unavailable(Exception):
-    """Why there is no library; `wanted` if that was asked for."""
+    """Why there is no library; `requested` if that was asked for."""
 
-    def __init__(self, reason: str, wanted: bool = False) -> None:
+    def __init__(self, reason: str, requested: bool = False) -> None:
         super().__init__(reason)
-        self.wanted = wanted
+        self.requested = requested
 
 
 def folder() -> Path:
@@ -39,7 +39,7 @@ def folder() -> Path:
 def load() -> ctypes.CDLL:
     """The library, built if need be. Raises Unavailable."""
     if os.environ.get("EMABENCH_NATIVE") == "0":
-        raise Unavailable("switched off by EMABENCH_NATIVE=0", wanted=True)
+        raise Unavailable("switched off by EMABENCH_NATIVE=0", requested=True)
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise Unavailable(

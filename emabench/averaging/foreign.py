@@ -1,4 +1,4 @@
-"""States of other libraries' averages, to go on with one of them here.
+"""States of other libraries' averages, to continue with one of them here.
 
 Each format is a function from the state to `Foreign`: the weights by name (or in the order of the model's
 parameters) and the number of updates where it is kept. Verified against the libraries themselves by the tests.
@@ -141,13 +141,13 @@ def load(averager: Averager, saved: Mapping[str, Any], name: str, kind: str | No
         )
     known, content = read(saved, kind)
     weights = _by_name(averager, content)
-    said, sources = [], []
+    messages, sources = [], []
     for f, own, live in zip(averager.followed, average.sets[0], averager.live(), strict=True):
         source = weights.get(f.name)
         if source is None:
             if not f.is_buffer:
                 raise ValueError(f"the {known} state lacks {f.name!r}; it has {', '.join([*weights][:3])}, …")
-            said.append(f"buffer {f.name!r} is not in the state: it starts from the current value")
+            messages.append(f"buffer {f.name!r} is not in the state: it starts from the current value")
             sources.append(live)
             continue
         source = tensors.local_part(f.tensor, source)
@@ -159,27 +159,31 @@ def load(averager: Averager, saved: Mapping[str, Any], name: str, kind: str | No
     updates = content.updates
     if updates is None:
         updates = max(averager.updates, int(profile.start))
-        said.append(f"the {known} format keeps no count of updates: it stays {updates}")
+        messages.append(f"the {known} format keeps no count of updates: it stays {updates}")
     if not profile.started(updates):
         updates = int(profile.start) + profile.every
-        said.append(f"the state has too few updates for the average to have started: counted as {updates}")
+        messages.append(
+            f"the state has too few updates for the average to have started: counted as {updates}"
+        )
     decay = getattr(profile, "decay", None)
     if content.decay is not None and decay is not None and abs(decay - content.decay) > 1e-6:
-        said.append(f"the state was kept with decay {content.decay:g}, the average has {decay:g} from now on")
+        messages.append(
+            f"the state was kept with decay {content.decay:g}, the average has {decay:g} from now on"
+        )
     for own, source in zip(average.sets[0], sources, strict=True):
         own.copy_(source)
     for low in average.compensation or ():
         low.zero_()
     others = [other for other in averages if other != name]
     if updates != averager.updates and others:
-        said.append(
+        messages.append(
             f"the count of updates is {updates} now for all averages; {', '.join(others)} keep their weights"
         )
     averager.updates = updates
     for one in averages.values():
         one.updates_done = one.profile.updates_done(updates)
         one.stepper.state = one.stepper.state_after(one.updates_done)
-    return said
+    return messages
 
 
 def _by_name(averager: Averager, content: Foreign) -> Mapping[str, Tensor]:

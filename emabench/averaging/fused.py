@@ -48,14 +48,14 @@ def table(
     """The table for these tensors, or None if the kernel does not apply to them."""
     if not live or not sets or live[0].device.type not in devices or _kernel() is None:
         return None
-    half, whole = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
+    half, full = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
     device, theta_type, shadow_type = live[0].device, live[0].dtype, sets[0][0].dtype
-    if theta_type not in half + whole or shadow_type not in whole:
+    if theta_type not in half + full or shadow_type not in full:
         return None
     for i, tensor in enumerate(live):
         row = [tensor, *(s[i] for s in sets)]
-        alike = all(r.device == device and r.stride() == tensor.stride() and dense(r) for r in row)
-        if not alike or tensor.dtype != theta_type or any(r.dtype != shadow_type for r in row[1:]):
+        same_layout = all(r.device == device and r.stride() == tensor.stride() and dense(r) for r in row)
+        if not same_layout or tensor.dtype != theta_type or any(r.dtype != shadow_type for r in row[1:]):
             return None
     rows = torch.tensor([[t.data_ptr() for t in row] for row in (live, *sets)], dtype=torch.int64)
     programs = [(i, b) for i, t in enumerate(live) for b in range(-(-t.numel() // BLOCK))]

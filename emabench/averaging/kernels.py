@@ -19,7 +19,7 @@ from emabench.averaging.tensors import dense
 CHUNK = (
     1 << 20
 )  # elements; 4 MB of float32 stay in a CPU's last-level cache. Compensated: an eighth, for scratch
-GPU_CHUNK = 1 << 24  # there it only bounds the scratch memory of conversions
+GPU_CHUNK = 1 << 24  # on a GPU it only bounds the scratch memory of conversions
 SMALL = 1 << 15  # elements below which torch runs an operation on one thread: many such go into one call
 
 
@@ -84,7 +84,7 @@ class Plan:
         return _layout(live) == self._layout
 
     def _scratch_like(self, pieces: Sequence[Tensor], slot: int) -> list[Tensor]:
-        """Views of one reused buffer, shaped like `pieces`; `slot` keeps buffers apart that are used together."""
+        """Views of one reused buffer, shaped like `pieces`; `slot` separates buffers that are used together."""
         total = sum(p.numel() for p in pieces)
         key = (pieces[0].device, pieces[0].dtype, slot)
         if key not in self._scratch:
@@ -246,7 +246,7 @@ def _add(chunk: _Chunk, index: int, piece: Sequence[Tensor], sets: int, compensa
 
 
 def _cut(rows: Sequence[Tensor], limit: int) -> Iterable[Sequence[Tensor]]:
-    """The same pieces of at most `limit` elements of each row: in memory order if all rows lie densely and alike."""
+    """The same pieces of at most `limit` elements of each row: in memory order if all rows are dense and of one layout."""
     first = rows[0]
     if all(r.stride() == first.stride() and dense(r) for r in rows):
         flat = [r.as_strided((r.numel(),), (1,), r.storage_offset()) for r in rows]

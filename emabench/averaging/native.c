@@ -1,7 +1,7 @@
 /* One pass over the weights for all averages: average += alpha (theta - average). See native.py for the arguments.
 
-   The lerp form is that of torch.lerp: a + w (t - a) for w < 1/2, t - (t - a)(1 - w) from there on, and a copy for
-   w = 1, so that nothing of what was there before can leak into a first update.
+   The lerp form is that of torch.lerp: a + w (t - a) for w < 1/2, t - (t - a)(1 - w) from 1/2 on, and a copy for
+   w = 1, so that nothing of the old value can leak into a first update.
 
    A pass that finds NaN or infinity among the weights leaves the averages as they were. Large passes move the
    averages in place, look at the weights as they go, and write an undo log. The new average z and the weight t
@@ -22,7 +22,7 @@ enum { FLOAT32 = 0, BFLOAT16 = 1 };
 enum { UNKNOWN = 0, FINITE = 1, NOT_FINITE = 2 };
 
 #define INLINE static inline __attribute__((always_inline))
-#define WITH_LOG_BELOW 0.25f /* from there on too many averages are far from what their log would tell */
+#define WITH_LOG_BELOW 0.25f /* above it too many averages are far from what their log gives */
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
 struct table {
@@ -140,8 +140,8 @@ INLINE integers look_at(integers seen, vector t) {
     const integers magnitude = _mm512_and_si512(_mm512_castps_si512(t), _mm512_set1_epi32(0x7fffffff));
     return _mm512_or_si512(seen, _mm512_add_epi32(magnitude, _mm512_set1_epi32(0x00800000)));
 }
-/* r of the head of this file. Explicitly fused or not, it is the same wherever it is asked for. */
-INLINE vector told(vector z, vector t, vector c) { return _mm512_fnmadd_ps(c, _mm512_sub_ps(t, z), z); }
+/* r of the head of this file. Explicitly fused or not, it is the same wherever it is computed. */
+INLINE vector extrapolated(vector z, vector t, vector c) { return _mm512_fnmadd_ps(c, _mm512_sub_ps(t, z), z); }
 INLINE void mark(struct trail *l, int64_t chunk, vector y, vector r) {
     const __m512i up = _mm512_add_epi32(_mm512_castps_si512(y), _mm512_set1_epi32(1));
     const __m512i e = _mm512_sub_epi32(up, _mm512_castps_si512(r));
@@ -165,7 +165,7 @@ INLINE integers look_at(integers seen, vector t) {
     const integers magnitude = _mm256_and_si256(_mm256_castps_si256(t), _mm256_set1_epi32(0x7fffffff));
     return _mm256_or_si256(seen, _mm256_add_epi32(magnitude, _mm256_set1_epi32(0x00800000)));
 }
-INLINE vector told(vector z, vector t, vector c) {
+INLINE vector extrapolated(vector z, vector t, vector c) {
     return _mm256_sub_ps(z, _mm256_mul_ps(c, _mm256_sub_ps(t, z)));
 }
 INLINE void mark(struct trail *l, int64_t chunk, vector y, vector r) {
@@ -203,7 +203,7 @@ INLINE int lerp_logged(int count, float *const *average, const float *t, const f
         for (int k = 0; k < count; k++) {
             const vector y = V(loadu_ps)(a[k] + i);
             const vector z = V(add_ps)(y, V(mul_ps)(share[k], V(sub_ps)(x, y)));
-            mark(&l[k], i / LANES, y, told(z, x, back[k]));
+            mark(&l[k], i / LANES, y, extrapolated(z, x, back[k]));
             V(storeu_ps)(a[k] + i, z);
         }
     }
@@ -227,7 +227,7 @@ static void undo(float *a, const float *t, float w, int64_t n, struct trail *l) 
     for (; i + LANES <= n; i += LANES) {
         uint32_t bits[LANES];
         uint16_t low = 0, high = 0;
-        V(storeu_ps)((float *)bits, told(V(loadu_ps)(a + i), V(loadu_ps)(t + i), back));
+        V(storeu_ps)((float *)bits, extrapolated(V(loadu_ps)(a + i), V(loadu_ps)(t + i), back));
         memcpy(&low, l->marks + i / LANES * (LANES / 4), LANES / 8);
         memcpy(&high, l->marks + i / LANES * (LANES / 4) + LANES / 8, LANES / 8);
         for (int k = 0; k < LANES; k++) {

@@ -57,7 +57,7 @@ def library() -> ctypes.CDLL | None:
     try:
         loaded = build.load()
     except build.Unavailable as reason:
-        if not reason.wanted:
+        if not reason.requested:
             warnings.warn(
                 f"averages are updated by torch's own operations, slower than in C: {reason}", stacklevel=2
             )
@@ -136,7 +136,7 @@ class Table:
         self._seed = np.empty(len(sets), dtype=np.uint32)
         self._alpha = np.empty((len(sets), len(live)), dtype=np.float32)
         self._call = tuple(a.ctypes.data for a in (self._which, self._source, self._alpha, self._seed))
-        self._logs = 0  # moves that there is a log for
+        self._logs = 0  # moves that have a log
 
     def _point(self) -> None:
         for name, array in self._arrays.items():
@@ -201,8 +201,8 @@ def table(
         return None
     for i, tensor in enumerate(live):
         row = [*(s[i] for s in sets), *(c[i] for c in compensation if c is not None)]
-        alike = all(r.dtype == shadow and r.stride() == tensor.stride() for r in row)
-        if tensor.dtype not in _TYPES or tensor.device.type != "cpu" or not (alike and dense(tensor)):
+        same_layout = all(r.dtype == shadow and r.stride() == tensor.stride() for r in row)
+        if tensor.dtype not in _TYPES or tensor.device.type != "cpu" or not (same_layout and dense(tensor)):
             return None
     loaded = library()
     return Table(loaded, live, sets, compensation, half) if loaded is not None else None

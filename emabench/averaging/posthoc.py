@@ -1,10 +1,10 @@
 """Post-hoc averages: any profile, rebuilt after training from snapshots of a few averages kept along it.
 
-A snapshot is an average at some step: a known profile w_i over the steps, and its weights. A wanted profile w is
+A snapshot is an average at some step: a known profile w_i over the steps, and its weights. A requested profile w is
 fitted as Σ x_i w_i by least squares, and the same x_i combine the snapshots' weights (Karras et al. 2024, §3.2).
 The profiles here are the exact discrete ones of the averages that were kept, `every` and `start` included. Averages
-updated every m steps hold spikes m steps apart, which no combination can spread again, so that they are fitted by the
-weight that falls into cells of m steps. How far the result is from the wanted average depends on how much the weights
+updated every m steps hold spikes m steps from each other, which no combination can spread again, so that they are fitted by the
+weight that falls into cells of m steps. How far the result is from the requested average depends on how much the weights
 move within a cell, which snapshots do not tell: `Fit` states it step by step, for a smoothness that the caller names.
 """
 
@@ -34,45 +34,45 @@ class Snapshot:
 
 
 class PoorFit(ValueError):
-    """The wanted average cannot be put together from these snapshots as exactly as was asked."""
+    """The requested average cannot be put together from these snapshots to the tolerance given."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How the wanted profile is put together, and what that makes of it.
+    """How the requested profile is put together, and what that makes of it.
 
-    coefficients: float64 [snapshots], sum 1; realised and wanted: float64 [T + 1], the profile that they make and the
-    one that was asked for. Their difference δ sums to 0, and the error of the result is Σ δ_t θ_t.
+    coefficients: float64 [snapshots], sum 1; realised and requested: float64 [T + 1], the profile that they make and the
+    one that was requested. Their difference δ sums to 0, and the error of the result is Σ δ_t θ_t.
     """
 
     coefficients: np.ndarray
     realised: np.ndarray
-    wanted: np.ndarray
+    requested: np.ndarray
 
     @property
     def moved(self) -> float:
-        """½ Σ|δ_t|: the share of the weight that lies on other steps than wanted (0 exact, 1 nothing in common)."""
-        return float(np.abs(self.realised - self.wanted).sum() / 2)
+        """½ Σ|δ_t|: the share of the weight that lies on other steps than requested (0 exact, 1 nothing in common)."""
+        return float(np.abs(self.realised - self.requested).sum() / 2)
 
     @property
     def residual(self) -> float:
-        """‖δ‖ / ‖wanted‖: the relative error if the weights of different steps were independent."""
+        """‖δ‖ / ‖requested‖: the relative error if the weights of different steps were independent."""
         return self.error(1.0)
 
     @property
     def shift(self) -> float:
         """Σ_t |Σ_{s ≤ t} δ_s|: by how many steps the weight is out of place (the earth mover's distance).
 
-        If no step of training is longer than v, the result is within v · shift of the wanted average (summation by
+        If no step of training is longer than v, the result is within v · shift of the requested average (summation by
         parts), whatever else the weights do.
         """
-        return float(np.abs(np.cumsum(self.realised - self.wanted)).sum())
+        return float(np.abs(np.cumsum(self.realised - self.requested)).sum())
 
     def error(self, correlation_time: float) -> float:
         """The expected relative error if the weights fluctuate with this correlation time, in steps (at least 1).
 
         √(δᵀRδ / wᵀRw) with R_st = ρ^|s − t| and ρ = 1 − 1/correlation_time: the root mean square of the error over
-        that of the wanted average, for weights that are a stationary AR(1) process about any mean. At a constant
+        that of the requested average, for weights that are a stationary AR(1) process about any mean. At a constant
         learning rate η a direction of curvature h has the correlation time 1/(ηh); the shortest one counts.
         """
         check_number(
@@ -84,14 +84,14 @@ class Fit:
             high_open=True,
         )
         rho = 1.0 - 1.0 / correlation_time
-        return math.sqrt(_variance(self.realised - self.wanted, rho) / _variance(self.wanted, rho))
+        return math.sqrt(_variance(self.realised - self.requested, rho) / _variance(self.requested, rho))
 
     def require(self, tolerance: float, correlation_time: float = 1.0) -> None:
         """Raise PoorFit, with what would help, if the expected relative error is above `tolerance`."""
         error = self.error(correlation_time)
         if error > tolerance:
             raise PoorFit(
-                f"the snapshots make the wanted average with an expected relative error of {error:.2g} for weights that "
+                f"the snapshots make the requested average with an expected relative error of {error:.2g} for weights that "
                 f"fluctuate with a correlation time of {correlation_time:g} steps, above {tolerance:g}: take snapshots more "
                 "often, update the kept averages at every step, or state a longer correlation time if that is known"
             )
@@ -106,8 +106,8 @@ def _variance(profile: np.ndarray, rho: float) -> float:
     return max(total, 0.0)
 
 
-def fit(snapshots: Sequence[Snapshot], wanted: Profile, T: int | None = None) -> Fit:
-    """The combination of `snapshots` that comes nearest to `wanted` as it would be after T updates, cell by cell.
+def fit(snapshots: Sequence[Snapshot], profile: Profile, T: int | None = None) -> Fit:
+    """The combination of `snapshots` that comes nearest to `profile` as it would be after T updates, cell by cell.
 
     T: the last snapshot's step if not given. The coefficients sum to 1, so that weights keep their scale.
     Raises ValueError without snapshots, or when all lie after T.
@@ -115,8 +115,8 @@ def fit(snapshots: Sequence[Snapshot], wanted: Profile, T: int | None = None) ->
     T = max((s.step for s in snapshots), default=0) if T is None else T
     usable = [i for i, s in enumerate(snapshots) if s.step <= T]
     if not usable:
-        raise ValueError(f"no snapshot at or before step {T} to rebuild {wanted.to_dict()} from")
-    target = wanted.weights(T)
+        raise ValueError(f"no snapshot at or before step {T} to rebuild {profile.to_dict()} from")
+    target = profile.weights(T)
     coarsest = max((snapshots[i].profile for i in usable), key=lambda profile: profile.every)
     width = coarsest.every * max(1, T // (CELLS * coarsest.every))
     cells = _cells(T, width, int(coarsest.start))
@@ -184,17 +184,17 @@ def synthesise(
 def rebuild(
     snapshots: Sequence[Snapshot],
     states: Iterable[Mapping[str, Any]],
-    wanted: Profile,
+    profile: Profile,
     T: int | None = None,
     *,
     tolerance: float | None = None,
     correlation_time: float = 1.0,
 ) -> tuple[dict[str, Any], Fit]:
-    """(state_dict of the wanted average, how well it was fitted) from snapshots and their exported states.
+    """(state_dict of the requested average, how well it was fitted) from snapshots and their exported states.
 
     tolerance: PoorFit is raised, before a state is read, if `Fit.error(correlation_time)` is above it.
     """
-    made = fit(snapshots, wanted, T)
+    fitted = fit(snapshots, profile, T)
     if tolerance is not None:
-        made.require(tolerance, correlation_time)
-    return synthesise(made.coefficients, states), made
+        fitted.require(tolerance, correlation_time)
+    return synthesise(fitted.coefficients, states), fitted

@@ -77,7 +77,7 @@ def load_what_fits(
 ) -> tuple[int, list[str]]:
     """Copy what of `saved` fits; what does not starts from `live`. (number of updates, what did not fit, in words)."""
     updates, given = _opened(saved)
-    said = [
+    messages = [
         f"average {name!r} of the state is not one of this averager's"
         for name in given
         if name not in averages
@@ -85,18 +85,20 @@ def load_what_fits(
     for name, average in averages.items():
         same = True
         if name not in given:
-            said.append(f"average {name!r} is not in the state: it starts from the current weights")
+            messages.append(f"average {name!r} is not in the state: it starts from the current weights")
             state: Mapping[str, Any] = {"weights": [], "updates_done": 0, "log_initial_weight": []}
         else:
             state = given[name]
             same = from_dict(state["profile"]) == average.profile
             if not same:
                 was, is_now = state["profile"], average.profile.to_dict()
-                said.append(f"average {name!r} was {was} and is {is_now} now: its weights are kept")
+                messages.append(f"average {name!r} was {was} and is {is_now} now: its weights are kept")
         weights, profile = list(state["weights"]), average.profile
         in_use = average.sets[: profile.sets_in_use(updates)]
         if weights and len(weights) != len(in_use):
-            said.append(f"average {name!r}: {len(weights)} sets of weights in the state, {len(in_use)} here")
+            messages.append(
+                f"average {name!r}: {len(weights)} sets of weights in the state, {len(in_use)} here"
+            )
         for i, targets in enumerate(in_use):
             sources = weights[min(i, len(weights) - 1)] if weights else {}
             for f, target, value in zip(followed, targets, live, strict=True):
@@ -108,12 +110,14 @@ def load_what_fits(
                         else f"has shape {tuple(source.shape)} in the state"
                     )
                     if weights and i == 0:
-                        said.append(f"average {name!r}: {f.name!r} {why} and starts from the current weights")
+                        messages.append(
+                            f"average {name!r}: {f.name!r} {why} and starts from the current weights"
+                        )
                     source = value
                 target.copy_(source)
             if i == 0:
                 names = {f.name for f in followed}
-                said += [
+                messages += [
                     f"average {name!r}: {key!r} of the state is not followed"
                     for key in sources
                     if key not in names
@@ -129,7 +133,7 @@ def load_what_fits(
             same and len(logs) == len(average.stepper.state) and state["updates_done"] == average.updates_done
         )
         average.stepper.state = logs if fits else average.stepper.state_after(average.updates_done)
-    return updates, said
+    return updates, messages
 
 
 def _opened(saved: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:

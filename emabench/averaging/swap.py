@@ -116,8 +116,8 @@ class Swap:
 
     def _buffers(self) -> list[Tensor]:
         """All buffers as they are now, each once, caches included."""
-        found = {id(b): b for m in self._modules for b in m._buffers.values() if b is not None}
-        return [*found.values()]
+        buffers = {id(b): b for m in self._modules for b in m._buffers.values() if b is not None}
+        return [*buffers.values()]
 
     def _refuse(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if any(id(p) in self._ids for group in optimizer.param_groups for p in group["params"]):

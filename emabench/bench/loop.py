@@ -120,13 +120,13 @@ def _figures(
 ) -> dict[str, object]:
     first = next(iter(seconds.values()))
     ratios = {
-        name: statistics.median(mine / bare for mine, bare in zip(found, first, strict=True))
-        for name, found in seconds.items()
+        name: statistics.median(own / bare for own, bare in zip(times, first, strict=True))
+        for name, times in seconds.items()
     }
     return {
         "rounds": args.rounds,
         "steps": args.steps,
-        "ms_per_step": {name: 1e3 * statistics.median(found) for name, found in seconds.items()},
+        "ms_per_step": {name: 1e3 * statistics.median(times) for name, times in seconds.items()},
         "ratio_to_bare": ratios,
         "checkpoint_ms": {name: 1e3 * value for name, value in saving.items()},
         "environment": environment.describe(config, environment.resolve_device("auto")),

@@ -40,10 +40,10 @@ def main(argv: Sequence[str]) -> None:
         began = time.perf_counter()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-m", "emabench", "report", f"results_dir={folder}"]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         figures = {
-            "runs": int(said.split()[0]),
+            "runs": int(output.split()[0]),
             "seconds": time.perf_counter() - began,
             "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
             "page_mb": (Path(folder) / "report" / "index.html").stat().st_size / 1e6,
@@ -55,20 +55,20 @@ def main(argv: Sequence[str]) -> None:
 
 def configurations(results_dir: Path, runs: int) -> list[Config]:
     """So many runs, half of them of all tables, half of none, seed by seed."""
-    here = [f"results_dir={results_dir}", "device=cpu"]
+    common = [f"results_dir={results_dir}", "device=cpu"]
     arms = [
-        configuration([*table.words(arm, "small"), *here])
+        configuration([*table.words(arm, "small"), *common])
         for table in spec.all_tables()
         for arm in table.arms
     ]
-    found: dict[Path, Config] = {}  # tables share some of their runs
+    configs: dict[Path, Config] = {}  # tables share some of their runs
     for seed in count():
         others = [arms[0].model_copy(update={"steps": arms[0].steps + 1 + n}) for n in range(len(arms))]
         for config in (*arms, *others):
             each = config.model_copy(update={"seed": seed})
-            found[each.directory()] = each
-            if len(found) == runs:
-                return list(found.values())
+            configs[each.directory()] = each
+            if len(configs) == runs:
+                return list(configs.values())
     raise AssertionError("unreachable")
 
 

@@ -117,7 +117,7 @@ class Truth:
         return _scored(x[:, j] - x[:, i], self.lost[:, i], self.lost[:, j])
 
     def step_change(self, row: str, over: str) -> np.ndarray:
-        """The logarithm of the ratio of steps; inf where the row never gets there."""
+        """The logarithm of the ratio of steps; inf where the row never reaches it."""
         assert self.steps is not None
         i, j = ROWS.index(row), ROWS.index(over)
         never = ~np.isfinite(self.steps)
@@ -190,13 +190,13 @@ def _steps(claim: Any, expected: Any, verdict: Verdict, truth: Truth) -> bool:
 def _order(claim: Any, expected: str, verdict: Verdict, truth: Truth) -> bool:
     turn, margin = (1 if expected == "better" else -1), claim.margin.value
     steps = [turn * truth.gain(after, before) for before, after in pairwise(claim.along)]
-    whole = turn * truth.gain(claim.along[-1], claim.along[0])
+    total = turn * truth.gain(claim.along[-1], claim.along[0])
     back = any(most(step < -margin) for step in steps)
     return {
         Kind.HOLDS: all(most(step > 0) for step in steps),
-        Kind.OPPOSITE: most(whole < 0),
-        Kind.NO_EFFECT: not most(whole > margin),
-        Kind.PARTLY: most(whole > 0) and (back or "not every" not in verdict.part),
+        Kind.OPPOSITE: most(total < 0),
+        Kind.NO_EFFECT: not most(total > margin),
+        Kind.PARTLY: most(total > 0) and (back or "not every" not in verdict.part),
         Kind.FAILS: back,
     }[verdict.kind]
 
@@ -213,8 +213,8 @@ def _optimum(claim: Any, expected: Any, verdict: Verdict, truth: Truth) -> bool:
         return {Kind.HOLDS: anywhere, Kind.FAILS: unbeaten}[verdict.kind]
     named = any(all(beats(row, other) for other in claim.along if other != row) for row in expected)
     others = [row for row in inside if row not in expected]
-    elsewhere = any(all(beats(row, each) for each in [*ends, *expected]) for row in others)
-    partly = elsewhere if "elsewhere" in verdict.part else anywhere
+    partly_elsewhere = any(all(beats(row, each) for each in [*ends, *expected]) for row in others)
+    partly = partly_elsewhere if "elsewhere" in verdict.part else anywhere
     return {Kind.HOLDS: named, Kind.PARTLY: partly, Kind.FAILS: unbeaten}[verdict.kind]
 
 
@@ -250,8 +250,8 @@ class Rates:
 def rates(world: World, claims: str, seeds: int, tables: int, seed: int = 0) -> Rates:
     """Simulate, judge and count."""
     rng = np.random.default_rng([seed, seeds, *f"{world.name} {claims}".encode()])
-    asked = {"all types": CLAIMS, "four": FOUR}[claims]
-    spec = table(asked, world.looks or (seeds,))
+    listed = {"all types": CLAIMS, "four": FOUR}[claims]
+    spec = table(listed, world.looks or (seeds,))
     common = None if _own_truth(world) else Truth(world.draw(np.random.default_rng(1), POPULATION))
     wrong, decided, total = 0, 0, 0
     known: dict[Any, bool] = {}
@@ -356,14 +356,14 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="emabench bench verdicts", description=__doc__)
     parser.add_argument("--tables", type=int, default=1000, help="simulated tables of each world")
     parser.add_argument("--seeds", default="11,20", help="seeds of each table, several with commas")
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     began = time.monotonic()
     families = {
         name: len(judge(table(claims, (5,)), "small", {}).families)
         for name, claims in (("all types", CLAIMS), ("four", FOUR))
     }
     print(
-        f"{asked.tables} simulated tables a line. false: share of tables with any false verdict (target ≤ 5 %), with the upper\n"
+        f"{args.tables} simulated tables a line. false: share of tables with any false verdict (target ≤ 5 %), with the upper\n"
         f"end of its exact 95 % interval; decided: share of verdicts that decide. all types: {len(CLAIMS)} claims of six types "
         f"in\n{families['all types']} families of statements; four: four claims in {families['four']}.\n"
     )
@@ -375,18 +375,18 @@ def main(argv: list[str]) -> None:
         for claims in ("all types", "four"):
             if "steps" in world.name and claims == "four":
                 continue  # its claims are not about steps
-            numbers = [0] if world.looks else [int(n) for n in asked.seeds.split(",")]
+            numbers = [0] if world.looks else [int(n) for n in args.seeds.split(",")]
             for n in numbers:
-                tables = max(2, asked.tables // 4) if world.every_n else asked.tables
-                found = rates(world, claims, n, tables)
-                worst = max(worst, found.false)
+                tables = max(2, args.tables // 4) if world.every_n else args.tables
+                result = rates(world, claims, n, tables)
+                worst = max(worst, result.false)
                 print(
-                    f"{found.world:<26} {claims:<10} {found.seeds:>5} {found.false:>7.2%} "
-                    f"{f'({upper(found.false, tables):.1%})':>8} {found.decided:>8.1%}  {world.about}",
+                    f"{result.world:<26} {claims:<10} {result.seeds:>5} {result.false:>7.2%} "
+                    f"{f'({upper(result.false, tables):.1%})':>8} {result.decided:>8.1%}  {world.about}",
                     flush=True,
                 )
-    any_false, marked, single = overview(max(2, asked.tables // 4))
-    ahead, behind = best_of_six(asked.tables)
+    any_false, marked, single = overview(max(2, args.tables // 4))
+    ahead, behind = best_of_six(args.tables)
     print(
         f"\neight tables of four null claims on one overview, 11 seeds: {any_false:.1%} with any false verdict "
         f"({single:.2%} of tables), {marked:.1%} with a false one that is marked as holding beside all\n"

@@ -13,11 +13,11 @@ def main(words: Sequence[str]) -> int:
     """`emabench bench NAME [options]`: each benchmark is a module of `emabench/bench/`."""
     names = sorted(path.stem for path in (PACKAGE / "bench").glob("[a-z]*.py"))
     if not words or words[0] not in names:
-        asked = (
+        usage = (
             f"{words[0]!r} is no benchmark{nearest(words[0], names)}"
             if words
             else f"one of {', '.join(names)}"
         )
-        raise UserError(f"emabench bench NAME: {asked}")
+        raise UserError(f"emabench bench NAME: {usage}")
     import_module(f"emabench.bench.{words[0]}").main(list(words[1:]))
     return DONE

@@ -130,5 +130,5 @@ def _next(kind: str, name: str) -> dict[str, list[str]]:
 
 def _relative(folder: Path) -> str:
     """The folder as it is shortest to type."""
-    here = Path.cwd()
-    return str(folder.relative_to(here)) if folder != here and folder.is_relative_to(here) else str(folder)
+    cwd = Path.cwd()
+    return str(folder.relative_to(cwd)) if folder != cwd and folder.is_relative_to(cwd) else str(folder)

@@ -1,4 +1,4 @@
-"""Small image data sets, whole in memory: digits, Fashion-MNIST, CIFAR-10 and CIFAR-100."""
+"""Small image data sets, held in memory: digits, Fashion-MNIST, CIFAR-10 and CIFAR-100."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def load(name: str, data_dir: Path, train: bool) -> Images:
     place = catalog.located(name, data_dir)
     fix = catalog.DATASETS[name].how_to_get
     try:
-        found = _fashion_mnist(place, train) if name == "fashion_mnist" else _cifar(name, place, train)
+        data = _fashion_mnist(place, train) if name == "fashion_mnist" else _cifar(name, place, train)
         classes = CLASSES[name]
-        if not len(found.images):
+        if not len(data.images):
             raise ValueError("no images in it")
-        if len(found.images) != len(found.labels):
-            raise ValueError(f"{len(found.images)} images and {len(found.labels)} labels")
-        if not 0 <= int(found.labels.min()) <= int(found.labels.max()) < classes:
+        if len(data.images) != len(data.labels):
+            raise ValueError(f"{len(data.images)} images and {len(data.labels)} labels")
+        if not 0 <= int(data.labels.min()) <= int(data.labels.max()) < classes:
             raise ValueError(f"labels outside 0 … {classes - 1}")
     except FileNotFoundError as error:
         raise UserError(f"task.data={name}: {error.filename} is missing\n{fix}") from error
     except DAMAGE as error:
         raise UserError(f"task.data={name}: {place} is damaged ({error}); remove it\n{fix}") from error
-    return found
+    return data
 
 
 def _digits(train: bool) -> Images:
@@ -89,8 +89,8 @@ def _idx(path: Path, dimensions: int) -> Tensor:
     """A gzipped IDX file of bytes: two zeros, type 8, the number of dimensions, each size, the data."""
     with gzip.open(path) as file:
         data = file.read()
-    zeros, kind, found = struct.unpack_from(">HBB", data)
-    if (zeros, kind, found) != (0, 8, dimensions):
+    zeros, kind, dims = struct.unpack_from(">HBB", data)
+    if (zeros, kind, dims) != (0, 8, dimensions):
         raise ValueError(f"{path.name} is not an IDX file of bytes in {dimensions} dimensions")
     shape = struct.unpack_from(f">{dimensions}I", data, 4)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
@@ -129,9 +129,9 @@ class _Arrays(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def resized(found: Images, size: int) -> Images:
+def resized(data: Images, size: int) -> Images:
     """The same images in size × size pixels (area interpolation, which averages over what it covers)."""
-    if found.images.shape[-1] == size:
-        return found
-    scaled = torch.nn.functional.interpolate(found.images.float(), (size, size), mode="area")
-    return Images(scaled.round().clamp(0, 255).byte(), found.labels, found.classes)
+    if data.images.shape[-1] == size:
+        return data
+    scaled = torch.nn.functional.interpolate(data.images.float(), (size, size), mode="area")
+    return Images(scaled.round().clamp(0, 255).byte(), data.labels, data.classes)

@@ -128,36 +128,36 @@ def _modules(library: Path) -> Iterator[Path]:
 
 def _docstrings(path: Path) -> str:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = [
+    docstrings = [
         ast.get_docstring(node)
         for node in ast.walk(ast.parse(path.read_bytes()))
         if isinstance(node, documented)
     ]
-    return "\n\n".join(doc for doc in found if doc)
+    return "\n\n".join(doc for doc in docstrings if doc)
 
 
 # -- files and folders ----------------------------------------------------------------------------------------
 
 
-def _file_corpus(path: Path, said: str) -> Corpus:
-    text = _read(path, said)
+def _file_corpus(path: Path, option: str) -> Corpus:
+    text = _read(path, option)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Corpus(path.name, digest, lambda split: _in_blocks([text], split))
 
 
-def _folder_corpus(path: Path, said: str) -> Corpus:
+def _folder_corpus(path: Path, option: str) -> Corpus:
     """A folder: split as its files' names say (`ptb.train.txt`), or in blocks where they say nothing."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
     if not files:
-        raise UserError(f"{said}: no {', '.join(SUFFIXES)} file in {path}; put the text there")
+        raise UserError(f"{option}: no {', '.join(SUFFIXES)} file in {path}; put the text there")
     splits = [_named_split(file) for file in files]
-    texts = [_read(file, said) for file in files]
+    texts = [_read(file, option) for file in files]
     digest = hashlib.sha256(repr([*zip(splits, texts, strict=True)]).encode()).hexdigest()
     if "train" not in splits:
         return Corpus(path.name, digest, lambda split: _in_blocks(texts, split))
     if missing := [split for split in SPLITS if split not in splits]:
         raise UserError(
-            f"{said}: {path} has a train file and none for {' and '.join(missing)}; "
+            f"{option}: {path} has a train file and none for {' and '.join(missing)}; "
             f"add {path / f'{missing[0]}.txt'}"
         )
     return Corpus(
@@ -171,45 +171,47 @@ def _named_split(file: Path) -> str | None:
     return next((split for split, words in aliases.items() if words & parts), None)
 
 
-def _read(path: Path, said: str) -> str:
+def _read(path: Path, option: str) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{said}: {path} is not UTF-8 (byte {error.start}); convert it, for example with "
+            f"{option}: {path} is not UTF-8 (byte {error.start}); convert it, for example with "
             f"iconv -t UTF-8 -f LATIN1"
         ) from error
     except OSError as error:
-        raise UserError(f"{said}: {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{option}: {path} cannot be read: {error.strerror}") from error
     if not text.strip():
-        raise UserError(f"{said}: {path} is empty; give it some text")
+        raise UserError(f"{option}: {path} is empty; give it some text")
     return text.replace("\r\n", "\n")
 
 
 # -- Hugging Face ---------------------------------------------------------------------------------------------
 
 
-def load_hub(name: str, config: str | None, said: str) -> Any:
+def load_hub(name: str, config: str | None, option: str) -> Any:
     """A data set of the Hugging Face hub as a `DatasetDict`. Raises UserError where it cannot be had."""
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"{said}: needs the package datasets: pip install 'emabench[hub]'") from error
+        raise UserError(f"{option}: needs the package datasets: pip install 'emabench[hub]'") from error
     try:
         return datasets.load_dataset(name, config)
     except Exception as error:  # of many kinds: no network, no such data set, a script instead of files
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{said}: {name} cannot be loaded ({reason[0]}); is there a network?") from error
+        raise UserError(f"{option}: {name} cannot be loaded ({reason[0]}); is there a network?") from error
 
 
 def _hub_corpus(name: str, key: str) -> Corpus:
-    said = f"{key}={name}"
+    option = f"{key}={name}"
     parts = []
     for part in name.removeprefix("hub:").split("+"):
         dataset, _, config = part.partition(",")
-        loaded = load_hub(dataset, config or None, said)
+        loaded = load_hub(dataset, config or None, option)
         if "train" not in loaded or "text" not in loaded["train"].column_names:
-            raise UserError(f"{said}: {dataset} has no split train with a column text; name another data set")
+            raise UserError(
+                f"{option}: {dataset} has no split train with a column text; name another data set"
+            )
         parts.append((dataset, loaded))
     # A data set's fingerprint changes with its files and with whatever was done to it.
     prints = [(name, split, part[split]._fingerprint) for name, part in parts for split in sorted(part)]

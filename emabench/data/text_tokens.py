@@ -1,4 +1,4 @@
-"""Text as token ids: made once, kept in the cache under the digest of its content, and memory-mapped from there."""
+"""Text as token ids: encoded once, kept in the cache under the digest of its content, and memory-mapped from there."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Text:
             prefix = model.get("continuing_subword_prefix") or "##"
             pieces = (
                 model["type"] == "WordPiece"
-            )  # there a piece that begins a word stands for the blank before it
+            )  # in WordPiece a piece that begins a word stands for the blank before it
             counts[index] = (
                 len(token.removeprefix(prefix)) + (not token.startswith(prefix)) if pieces else len(token)
             )
@@ -118,7 +118,7 @@ def tokenised(
 
 
 def _write(corpus: Corpus, vocabulary: Vocabulary, folder: Path) -> None:
-    """Write aside and rename, so that a folder that is there is whole."""
+    """Write aside and rename, so that a folder that exists is complete."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -146,7 +146,7 @@ def _write(corpus: Corpus, vocabulary: Vocabulary, folder: Path) -> None:
         try:
             aside.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was there first, with the same content
+            if not folder.is_dir():  # else another process wrote the same content first
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -156,7 +156,7 @@ def _write(corpus: Corpus, vocabulary: Vocabulary, folder: Path) -> None:
 
 
 class Vocabulary(Protocol):
-    """How text becomes ids. `key` tells apart what gives different ids for the same text."""
+    """How text becomes ids. `key` differs where the ids of the same text would."""
 
     name: str
     key: str
@@ -166,7 +166,7 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class Symbols:
-    """An encoder over a list of symbols; id 0 is `<unk>`. `split` takes a document apart into symbols."""
+    """An encoder over a list of symbols; id 0 is `<unk>`. `split` cuts a document into symbols."""
 
     ids: dict[str, int]
     split: Callable[[str], Iterable[str]]
@@ -266,17 +266,17 @@ class GivenTokenizer:
     def __init__(self, name: str, key: str = "task.tokenizer") -> None:
         from tokenizers import Tokenizer
 
-        said = f"{key}={name}"
+        option = f"{key}={name}"
         try:
             local = Path(name).is_file() or name.endswith(".json")
             self.tokenizer = Tokenizer.from_file(name) if local else Tokenizer.from_pretrained(name)
         except Exception as error:  # tokenizers raises bare Exception
             raise UserError(
-                f"{said}: is neither a tokenizer.json nor to be had from the Hugging Face hub "
+                f"{option}: is neither a tokenizer.json nor to be had from the Hugging Face hub "
                 f"({_first_sentence(error)}); leave it null to train one on the corpus"
             ) from error
         if missing := [token for token in SPECIAL if self.tokenizer.token_to_id(token) is None]:
-            raise UserError(f"{said}: has no {', '.join(missing)}; name a tokenizer made for BERT")
+            raise UserError(f"{option}: has no {', '.join(missing)}; name a tokenizer made for BERT")
         digest = hashlib.sha256(json.dumps(json.loads(self.tokenizer.to_str()), sort_keys=True).encode())
         self.name, self.key = f"tokens of {Path(name).name}", f"given-{digest.hexdigest()}"
 

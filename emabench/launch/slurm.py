@@ -245,7 +245,7 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
                 for config in todo:
                     _record(config).unlink(missing_ok=True)
             raise UserError(
-                f"sbatch refused the jobs: {_said(error)} (what they ask for: cluster.KEY=VALUE)"
+                f"sbatch refused the jobs: {_reason(error)} (what they ask for: cluster.KEY=VALUE)"
             ) from error
     return sent
 
@@ -268,7 +268,7 @@ def _without_held(configs: Sequence[Config]) -> list[Config]:
     return free
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """What sbatch has to say, without its advice to read its manual."""
     lines = [line for line in str(error).splitlines() if line.strip() and 'Try "sbatch' not in line]
     own = [line for line in lines if line.startswith("sbatch: ")] or lines[-1:] or [type(error).__name__]

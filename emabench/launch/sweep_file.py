@@ -124,7 +124,7 @@ def jobs(
     given = {o.key_or_group: o for o in compose.parse(words) if o.key_or_group in own}
     replaced = {key: o for key, o in given.items() if o.is_sweep_override() or isinstance(o.value(), list)}
     kept = [word for word in words if _key(word) not in replaced]
-    found = []
+    jobs = []
     for job in compose.sweep(kept):
         unseeded = tuple(word for word in job if not word.startswith("seed="))
         base = configuration(unseeded)
@@ -139,8 +139,8 @@ def jobs(
         for combination in itertools.product(*choices):
             title = tuple(part for part, _ in combination)
             added = tuple(word for _, own_words in combination for word in own_words)
-            found.append(Job((*user, *group, *added), (*title, *user)))
-    return found
+            jobs.append(Job((*user, *group, *added), (*title, *user)))
+    return jobs
 
 
 def group_of(sweeps: Sequence[NamedSweep]) -> str:

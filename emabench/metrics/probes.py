@@ -27,12 +27,12 @@ def top1(scores: Tensor, y: Tensor) -> float:
 @full_precision
 def ridge(train: Tensor, test: Tensor, y: Tensor, classes: int, penalty: float) -> Tensor:
     """Scores (N, classes) of least squares on one-hot classes with penalty · |W|², the intercept free."""
-    x, wanted = train.double(), F.one_hot(y, classes).double()
-    mean_x, mean_y = x.mean(0), wanted.mean(0)
-    x, wanted = x - mean_x, wanted - mean_y
+    x, targets = train.double(), F.one_hot(y, classes).double()
+    mean_x, mean_y = x.mean(0), targets.mean(0)
+    x, targets = x - mean_x, targets - mean_y
     gram = x.T @ x
     gram.diagonal().add_(penalty)
-    weights = torch.linalg.solve(gram, x.T @ wanted)
+    weights = torch.linalg.solve(gram, x.T @ targets)
     return (test.double() - mean_x) @ weights + mean_y
 
 
@@ -50,9 +50,9 @@ def logistic(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        found = F.cross_entropy(F.linear(train, weight, bias), y) + penalty / 2 * weight.square().sum()
-        found.backward()
-        return found
+        loss = F.cross_entropy(F.linear(train, weight, bias), y) + penalty / 2 * weight.square().sum()
+        loss.backward()
+        return loss
 
     optimizer.step(loss)
     return F.linear(test, weight, bias).detach()
@@ -64,11 +64,11 @@ def neighbours(
 ) -> Tensor:
     """Scores (N, classes): the k training images of largest cosine vote with exp(cosine/temperature) (Wu et al. 2018)."""
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    found = []
+    scores = []
     for part in test.split(at_once):
         cosine, nearest = (part @ train.T).topk(min(k, len(train)), dim=1)
         votes = torch.zeros(len(part), classes, device=train.device)
         # From the largest, so that no exponential overflows: a factor for all votes of an image.
         weights = ((cosine - cosine[:, :1]) / temperature).exp()
-        found.append(votes.scatter_add_(1, y[nearest], weights))
-    return torch.cat(found)
+        scores.append(votes.scatter_add_(1, y[nearest], weights))
+    return torch.cat(scores)

@@ -88,10 +88,10 @@ def _sections(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result
 
 
 def _table_page(folder: Path | None, table: str) -> str:
-    """Where a table's page lies next to the audit's; empty if it is not there."""
+    """Where a table's page lies next to the audit's; empty if it does not exist."""
     scales = ("paper", "small", "smoke")
-    there = [files.page_of(table, scale, folder) for scale in scales] if folder else []
-    return next((path.name for path in there if path.exists()), "")
+    pages = [files.page_of(table, scale, folder) for scale in scales] if folder else []
+    return next((path.name for path in pages if path.exists()), "")
 
 
 @functools.cache
@@ -126,8 +126,10 @@ def mathml(text: str) -> Markup:
     """LaTeX as MathML."""
     from latex2mathml.converter import convert
 
-    made = convert(_upright(text), display="block")
-    return Markup(made.replace(r"\_", "_").replace(r"\%", "%"))  # it leaves these as they are inside \text{…}
+    mathml = convert(_upright(text), display="block")
+    return Markup(
+        mathml.replace(r"\_", "_").replace(r"\%", "%")
+    )  # it leaves these as they are inside \text{…}
 
 
 def _upright(text: str) -> str:
@@ -207,7 +209,7 @@ def _markdown_of(result: Result) -> Iterator[str]:
 
 
 def _facts(result: Result) -> Iterator[tuple[str, str]]:
-    """What is shown of a result besides the formulas, where there is something."""
+    """What is shown of a result besides the formulas, where anything is."""
     of = result.statement
     facts = {
         "assumes": of.states,

@@ -90,8 +90,8 @@ class _Marks:
 
     def points(self) -> list[float]:
         own = [self.mean.mean] if self.mean else []
-        said = [self.reported] if self.reported is not None else []
-        return [*self.seeds.values(), *own, *said, *self.elsewhere]
+        reported = [self.reported] if self.reported is not None else []
+        return [*self.seeds.values(), *own, *reported, *self.elsewhere]
 
 
 def _marks(judged: Judged, row: MeasuredRow, metric: str, paired: Paired | None, relative: bool) -> _Marks:

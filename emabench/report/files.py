@@ -105,7 +105,9 @@ def markdown(judged: Judged) -> str:
     ]
     lines += [f"{words.error_rate(judged)}", ""] if judged.all_runs else []
     lines += [
-        f"{line}." for line in (words.made(judged), words.control(judged), words.baselines(judged)) if line
+        f"{line}."
+        for line in (words.provenance(judged), words.control(judged), words.baselines(judged))
+        if line
     ]
     lines += [""]
     for metric, about in table.metrics.items():

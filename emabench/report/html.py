@@ -177,13 +177,13 @@ class _Section:
     def _has_runs(self, row: MeasuredRow) -> bool:
         return any(self.judged.runs.get(row.spec.arm, {}).values())
 
-    def says(self, metric: str) -> bool:
-        """Is there a reported or published number of this metric?"""
-        return self.table.says(metric)
+    def has_reported(self, metric: str) -> bool:
+        """Whether the article or a publication gives a number of this metric."""
+        return self.table.has_reported(metric)
 
-    def says_anything(self) -> bool:
-        """Are there numbers of others to compare with?"""
-        return any(map(self.table.says, self.table.metrics))
+    def any_reported(self) -> bool:
+        """Whether the article or the literature has numbers to compare with."""
+        return any(map(self.table.has_reported, self.table.metrics))
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """By arm, the best average of the main metric in a sentence."""
@@ -221,15 +221,15 @@ class _Section:
                 for row in self.judged.rows.values()
                 if not self.run or self._has_runs(row)
             ]
-            said = self.table.says(metric)
+            reported = self.table.has_reported(metric)
             yield {
                 "key": metric,
                 "label": about.label,
                 "arrow": say.arrow(about.better),
                 "rows": rows,
-                "said": said,
+                "reported": reported,
                 "why_not": self.judged.comparable(metric)
-                if self.run and said and not self.judged.stand_in
+                if self.run and reported and not self.judged.stand_in
                 else "",
                 "with": self.judged.measured_with.get(metric, ""),
                 "changes": figures.changes(self.judged, metric) if self.run and metric != self.lead() else [],
@@ -315,10 +315,10 @@ class _Section:
             run = next(iter(curves.finished(self.judged, arm)), None)
             if not run:
                 continue
-            wanted = dict.fromkeys(
+            averages = dict.fromkeys(
                 [RAW, *(r.average for r in self.judged.rows.values() if r.spec.arm == arm)]
             )
-            shown = [(average, picture) for average in wanted if (picture := _embedded(run, average))]
+            shown = [(average, picture) for average in averages if (picture := _embedded(run, average))]
             if shown:
                 yield {"arm": words.arm(self.judged, arm), "seed": run.result.seed, "pictures": shown}
 

@@ -30,23 +30,23 @@ def plain(latex: str) -> str:
     return re.sub(r"\s+", " ", text.replace("{", "").replace("}", "")).strip()
 
 
-def _script(found: re.Match[str]) -> str:
+def _script(match: re.Match[str]) -> str:
     """A sub- or superscript, in brackets where it could be misread."""
-    inside = found[2]
+    inside = match[2]
     clear = len(inside) < 2 or inside.isdigit() or inside.isalpha() or (inside[0], inside[-1]) == ("(", ")")
-    return found[1] + (inside if clear else f"({inside})")
+    return match[1] + (inside if clear else f"({inside})")
 
 
 def _with_arguments(text: str) -> str:
     r"""\frac{a}{b} as (a)/(b) and \sqrt{a} as √(a), inner ones too."""
-    while (found := re.search(r"\\(frac|sqrt|underbrace)\s*(?=[\w{])", text)) is not None:
-        first, end = _argument(text, found.end())
-        if found[1] == "frac":
+    while (match := re.search(r"\\(frac|sqrt|underbrace)\s*(?=[\w{])", text)) is not None:
+        first, end = _argument(text, match.end())
+        if match[1] == "frac":
             second, end = _argument(text, end)
-            made = f"{_grouped(first)}/{_grouped(second)}"
+            plain = f"{_grouped(first)}/{_grouped(second)}"
         else:
-            made = f"√{_grouped(first)}" if found[1] == "sqrt" else first
-        text = text[: found.start()] + made + text[end:]
+            plain = f"√{_grouped(first)}" if match[1] == "sqrt" else first
+        text = text[: match.start()] + plain + text[end:]
     return text
 
 

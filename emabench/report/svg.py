@@ -50,12 +50,12 @@ class Axis:
         if self.log and self.high / self.low > 3:
             for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7)):
                 decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-                found = [
+                ticks = [
                     m * 10.0**d for d in decades for m in mantissas if self.low <= m * 10.0**d <= self.high
                 ]
-                if len(found) >= 4:
-                    return found
-            return found
+                if len(ticks) >= 4:
+                    return ticks
+            return ticks
         step = (self.high - self.low) / about
         size = 10 ** math.floor(math.log10(step))
         step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= step * 0.999)

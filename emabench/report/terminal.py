@@ -74,10 +74,12 @@ def show_run(
     if result.references:
         listed = " · ".join(f"{name} {say.number(value)}" for name, value in result.references.items())
         _print(console, (f" for comparison: {listed}", "dim"))
-    said = [t for t in (spec.of_task(result.task) if tables is None else tables) if _says_numbers(t)]
-    for table in said:
+    tables_with_numbers = [
+        t for t in (spec.of_task(result.task) if tables is None else tables) if _has_numbers(t)
+    ]
+    for table in tables_with_numbers:
         console.print()
-        console.print(_said(table))
+        console.print(_reported_numbers(table))
         if result.scale != "paper":
             note = (
                 f"Not comparable with the values above: those are of scale {result.scale} (other data, another "
@@ -94,23 +96,23 @@ def _weights(run: Run, console: Console) -> Grid:
     lines = []
     for row in result.rows:
         about = run.describe(row.average)
-        mine = row.metrics.get(main) if main else None
+        value = row.metrics.get(main) if main else None
         window = run.window(row.average)
         lines.append(
             {
                 "weights": row.average,
                 **{_titled(result, name): _with_reason(row.metrics.get(name)) for name in result.metrics},
-                "to raw": say.change(mine / raw - 1) if mine and raw and row.average != RAW else "",
+                "to raw": say.change(value / raw - 1) if value and raw and row.average != RAW else "",
                 "window": say.steps(window) if row.average != RAW else "1",
                 "half-life": say.steps(about.get("half_life")) if about else "",
                 "of run": say.share_of_run(window, result.steps) if about and window else "",
-                "on start": say.weight(about.get("start_weight")),
+                "weight on init": say.weight(about.get("start_weight")),
             }
         )
     titles = list(lines[0])
     spare = [
         "half-life",
-        "on start",
+        "weight on init",
         "of run",
         *(_titled(result, n) for n in reversed([*result.metrics][1:])),
     ]
@@ -137,9 +139,9 @@ def show_comparison(comparison: Comparison, console: Console | None = None) -> N
     _print(console, "\n", (comparison.task, "bold"))
     for name, group in zip(names, comparison.groups, strict=True):
         seeds = ", ".join(map(str, group.runs))
-        apart = "  ".join(group.differs) or "one configuration"
+        title = "  ".join(group.differs) or "one configuration"
         lost = f", {group.diverged} diverged" if group.diverged else ""
-        _print(console, " ", (name, "bold"), f"  {apart}  ", (f"(seed {seeds}{lost})", "dim"))
+        _print(console, " ", (name, "bold"), f"  {title}  ", (f"(seed {seeds}{lost})", "dim"))
     for metric in comparison.metrics:
         console.print()
         if metric in comparison.unlike:
@@ -192,8 +194,8 @@ def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
         grid.add_column("weights", style="dim", no_wrap=True)
     for title in ("measured", "n", "change"):
         grid.add_column(title, justify="right", no_wrap=True)
-    said = judged.table.says(metric)
-    for title in ("article", "published") if said else ():
+    has_reported = judged.table.has_reported(metric)
+    for title in ("article", "published") if has_reported else ():
         grid.add_column(title, justify="right", no_wrap=narrow)
     for row in judged.rows.values():
         cell = row.cells[metric]
@@ -206,7 +208,7 @@ def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
             say.share(len(cell.values), row.planned),
             change.replace(" [", "\n[") if narrow else change,
         ]
-        numbers_said = [
+        others = [
             say.with_change(say.reported(reported), say.change(table.reported_change(row.key, metric)), gap),
             say.with_change(
                 say.published(numbers), say.changes(table.published_change(row.key, metric)), gap
@@ -216,7 +218,7 @@ def _metric(judged: Judged, metric: str, narrow: bool) -> Grid:
         label = Text(row.spec.label)
         if narrow and row.average != RAW:
             label.append(f"\n{row.average}", style="dim")
-        grid.add_row(label, *weights, *values, *(numbers_said if said else []))
+        grid.add_row(label, *weights, *values, *(others if has_reported else []))
     return grid
 
 
@@ -233,12 +235,12 @@ def _claims(judged: Judged) -> Grid:
             claim.append(Text(words.effects(ruling.effects), style="dim"))
         cells = []
         for who in ("article", "literature"):
-            found = ruling.verdicts.get(who)
-            if not found:
+            verdict = ruling.verdicts.get(who)
+            if not verdict:
                 cells.append(Group(Text("")))
                 continue
-            why = words.reason(found, judged, ruling)
-            lines = [Text(words.verdict(found, judged, ruling), style=STYLES[found.kind])]
+            why = words.reason(verdict, judged, ruling)
+            lines = [Text(words.verdict(verdict, judged, ruling), style=STYLES[verdict.kind])]
             cells.append(Group(*lines, *([Text(why, style="dim")] if why else [])))
         grid.add_row(Group(*claim), *cells)
     return grid
@@ -246,13 +248,15 @@ def _claims(judged: Judged) -> Grid:
 
 def _footnotes(judged: Judged) -> list[str]:
     lines = [f"! {problem}" for problem in judged.problems]
-    lines += [line for line in (words.made(judged), words.control(judged), words.baselines(judged)) if line]
+    lines += [
+        line for line in (words.provenance(judged), words.control(judged), words.baselines(judged)) if line
+    ]
     if judged.all_runs:
         lines.append(
             "± and [ ] are 95 % intervals over seeds and decide nothing; changes are paired by seed and relative to "
             f"the row without averaging. {words.error_rate(judged)}"
         )
-    if judged.stand_in and any(map(judged.table.says, judged.table.metrics)):
+    if judged.stand_in and any(map(judged.table.has_reported, judged.table.metrics)):
         lines.append(
             f"Values of scale {judged.scale} are not comparable with the article's: look at the changes."
         )
@@ -268,11 +272,11 @@ def _footnotes(judged: Judged) -> list[str]:
     return lines
 
 
-def _said(table: spec.Table) -> Grid:
+def _reported_numbers(table: spec.Table) -> Grid:
     """What article and literature say, without measurements."""
     grid = _grid(title=f"{table.heading('paper')}: as reported and as published")
     grid.add_column("row", no_wrap=True)
-    metrics = [m for m in table.metrics if table.says(m)]
+    metrics = [m for m in table.metrics if table.has_reported(m)]
     for metric in metrics:
         label = f"{table.metrics[metric].label} {say.arrow(table.metrics[metric].better)}"
         grid.add_column(f"{label} article", justify="right")
@@ -297,9 +301,9 @@ def _said(table: spec.Table) -> Grid:
     return grid
 
 
-def _says_numbers(table: spec.Table) -> bool:
+def _has_numbers(table: spec.Table) -> bool:
     """Does anybody report or publish a number for its rows?"""
-    return any(map(table.says, table.metrics))
+    return any(map(table.has_reported, table.metrics))
 
 
 def _grid(title: str | None = None) -> Grid:

@@ -48,7 +48,7 @@ def table(judged: Judged) -> dict[str, Any]:
         "planned": {"first": spec.plan(judged.scale).first, "looks": list(spec.plan(judged.scale).looks)},
         "exploratory": list(judged.exploratory),
         "error_rate": words.error_rate(judged),
-        "made": words.made(judged),
+        "made": words.provenance(judged),
         "control": words.control(judged),
         "baselines": words.baselines(judged),
         "problems": list(judged.problems),

@@ -111,10 +111,10 @@ def _panels(wr: ModuleType, judged: Judged) -> dict[str, list[Any]]:
                 chart_strings={"title": f"{about.label} against the averaging window (steps; raw is 1)"},
             )
         )
-    found = {"Raw against averaged": at_end, "Along training": along, "Against the window": windows}
+    sections = {"Raw against averaged": at_end, "Along training": along, "Against the window": windows}
     if any(run.picture(RAW) for run in judged.all_runs):
-        found["Samples"] = [wr.MediaBrowser(title="Samples, raw beside averaged", media_keys=["samples"])]
-    return found
+        sections["Samples"] = [wr.MediaBrowser(title="Samples, raw beside averaged", media_keys=["samples"])]
+    return sections
 
 
 def _averages(judged: Judged) -> list[str]:

@@ -19,7 +19,7 @@ from emabench.tables.provenance import POOLABLE
 from emabench.tables.statistics import ALPHA
 from emabench.tables.verdict import DECIDED, Effect, Kind, Verdict
 
-MARKS = {  # told apart by shape, not by colour
+MARKS = {  # distinguished by shape, not by colour
     Kind.HOLDS: "✓",
     Kind.PARTLY: "◐",
     Kind.NO_EFFECT: "○",
@@ -165,14 +165,14 @@ def tail(effect: Effect) -> str:
     if effect.seeds:
         value = effect.tested[worst]
         shown = math.expm1(value) if effect.relative and math.isfinite(value) else value
-        said = (
+        outcome = (
             "no number"
             if not math.isfinite(value)
             else say.single(shown)
             if effect.relative
             else say.signed(shown)
         )
-        text += f"; worst seed {effect.seeds[worst]}: {said}"
+        text += f"; worst seed {effect.seeds[worst]}: {outcome}"
     return text
 
 
@@ -205,7 +205,7 @@ def baselines(judged: Judged) -> str:
     return f"Baselines: {'; '.join(labels)}" if labels else ""
 
 
-def made(judged: Judged) -> str:
+def provenance(judged: Judged) -> str:
     """What made the runs, in a line: commits, torch, precision, devices; a run that was reused shows its own."""
     parts = []
     for name, of in POOLABLE.items():

@@ -56,15 +56,15 @@ class RunDirectory:
             write_text(self.config, "".join(origins) + text)
 
     def _check_identity(self, config: Config) -> None:
-        """The configuration on disk and the one asked for have to be of the same run."""
+        """The configuration on disk and the one requested have to be of the same run."""
         try:
             existing = read_yaml(self.config)
         except ValueError:
             existing = None
         if not isinstance(existing, dict):
             raise UserError(f"{self.config}: is damaged; move {self.path} away, or set results_dir=…")
-        existing, asked = without_defaults(Config, existing), identity(config)
-        for key, value in asked.items():
+        existing, requested = without_defaults(Config, existing), identity(config)
+        for key, value in requested.items():
             if existing.get(key) != value:
                 raise UserError(
                     f"{self.path}: belongs to another configuration ({key} is {existing.get(key)!r} in it, "

@@ -29,22 +29,22 @@ def named_run(
             f"emabench {verb} RUN {usage}: RUN is a run's directory, <results_dir>/<task>/<run_id>"
         )
     chosen: dict[str, str] = dict(options)
-    here: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for word in words[1:]:
         key, equals, value = word.partition("=")
         if equals and key in HERE:
-            here[key] = int(value) if key == "workers" and value.isdecimal() else value
+            changes[key] = int(value) if key == "workers" and value.isdecimal() else value
         elif equals and key in options:
             chosen[key] = value
         else:
             raise UserError(f"{word}: {verb} has no such option{nearest(key, [*options, *HERE])}")
     directory = RunDirectory(Path(words[0]).expanduser())
     config = read_config(directory)
-    return (checked(Config, config.model_dump() | here) if here else config), directory, chosen
+    return (checked(Config, config.model_dump() | changes) if changes else config), directory, chosen
 
 
 def read_config(directory: RunDirectory) -> Config:
-    """What a run was trained with. UserError where there is none, RunFailed where it is damaged or not of this version."""
+    """What a run was trained with. UserError where the run does not exist, RunFailed where it is damaged or not of this version."""
     file = directory.config
     try:
         data = read_yaml(file)

@@ -75,8 +75,8 @@ class WandbTracker:
         Online, W&B takes none of the steps that it has. Parts of the run that are not uploaded have had their use
         then; offline too, where nothing is uploaded yet, for the new part has all of theirs.
         """
-        here = Path(self.run.dir).parent
-        earlier = [path for path in wandb_files(self.directory.path) if not path.parent.samefile(here)]
+        folder = Path(self.run.dir).parent
+        earlier = [path for path in wandb_files(self.directory.path) if not path.parent.samefile(folder)]
         kept = [path for path in earlier if path.parent.name.startswith("run-") or is_synced(path)]
         if mode == "offline" and kept:
             return  # they are continued
@@ -117,12 +117,12 @@ class WandbTracker:
                 if self.config.log_weights and self.run:
                     self.run.log_artifact(_weights(result, self.directory.exported))
             if self.run:
-                here, online = Path(self.run.dir).parent, not self.run.offline
+                folder, online = Path(self.run.dir).parent, not self.run.offline
                 self.run.finish(exit_code=0 if result and result.status == "finished" else 1)
-                for path in here.glob("*.wandb") if online else ():
+                for path in folder.glob("*.wandb") if online else ():
                     _synced(path).touch()
         except Exception as error:
-            self._give_up(error, "the run's files are whole, and `emabench wandb sync` uploads the rest")
+            self._give_up(error, "the run's files are complete, and `emabench wandb sync` uploads the rest")
 
     def _send(self, step: int, values: dict[str, Any]) -> None:
         """W&B's own step is the optimiser's: what a resumed run tells again, it drops."""

@@ -136,7 +136,7 @@ def window_curves(judged: Judged, metric: str) -> list[WindowCurve]:
 
 
 def window_curve(judged: Judged, arm: str, metric: str) -> WindowCurve | None:
-    """Every passive average of an arm; None where there is nothing measured with one protocol."""
+    """Every passive average of an arm; None where nothing was measured with one protocol."""
     runs = finished(judged, arm)
     if len({run.result.measured_with.get(metric) for run in runs}) != 1:
         return None
@@ -227,9 +227,9 @@ def _better(values: Mapping[int, float], over: Mapping[int, float], sign: int) -
 def tracks(judged: Judged, arm: str, metric: str) -> list[Track]:
     """Along training: the raw weights and the averages that are rows of the table, where that was measured."""
     runs = finished(judged, arm)
-    wanted = [row.average for row in judged.rows.values() if row.spec.arm == arm]
+    averages = [row.average for row in judged.rows.values() if row.spec.arm == arm]
     result = []
-    for average in dict.fromkeys([RAW, *wanted]):
+    for average in dict.fromkeys([RAW, *averages]):
         by_step: dict[int, list[float]] = {}
         seeds = {run.result.seed: run.measured(average, metric) for run in runs}
         for track in seeds.values():

@@ -116,11 +116,11 @@ def judge(
     spec.check_scale(scale)
     measured_with, mixed = measure.measured_with(table, runs)
     problems = [*mixed.values(), *measure.problems_of(table, scale, runs)]
-    apart = {
+    unlike = {
         arm: words for arm, by_seed in runs.items() if (words := provenance.unlike(_finished(by_seed), pool))
     }
-    problems += [f"arm {arm}: {words}" for arm, words in apart.items()]
-    rows = {key: measure.measured_row(table, key, scale, runs, set(mixed), set(apart)) for key in table.rows}
+    problems += [f"arm {arm}: {words}" for arm, words in unlike.items()]
+    rows = {key: measure.measured_row(table, key, scale, runs, set(mixed), set(unlike)) for key in table.rows}
     exploratory = _exploratory(table, scale, runs, overrides)
     judged = Judged(
         table, scale, runs, rows, (), measured_with, problems, 0, overrides, exploratory=exploratory

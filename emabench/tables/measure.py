@@ -118,7 +118,7 @@ def _not_finite(table: spec.Table, scale: str, runs: Runs) -> list[str]:
 
 
 def measured_row(
-    table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str], apart: set[str]
+    table: spec.Table, key: str, scale: str, runs: Runs, mixed: set[str], unlike: set[str]
 ) -> MeasuredRow:
     by_seed = runs.get(table.rows[key].arm, {})
     average, against = table.average(key, scale), table.against(key)
@@ -131,7 +131,7 @@ def measured_row(
     for metric in table.metrics:
         values = (
             {}
-            if metric in mixed or table.rows[key].arm in apart
+            if metric in mixed or table.rows[key].arm in unlike
             else _values(table, key, scale, runs, metric)
         )
         base = _values(table, against, scale, runs, metric) if against and values else {}

@@ -150,8 +150,8 @@ class Table(Section):
         first = next(raw, None)
         return first if first != row else None
 
-    def says(self, metric: str) -> bool:
-        """Is there a reported or published number of this metric?"""
+    def has_reported(self, metric: str) -> bool:
+        """Whether the article or a publication gives a number of this metric."""
         rows = self.rows.values()
         return any(metric in row.reported or any(n.metric == metric for n in row.published) for row in rows)
 

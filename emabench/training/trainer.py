@@ -200,11 +200,11 @@ class Trainer:
         if not self.group.is_main:
             return
         lines = max(0, self.expected["lines"] - self.history.trained)
-        lost = lines + len(set(self.expected["measured"]) - self.history.measured)
-        if lost:
-            self.lost_lines += lost
+        missing = lines + len(set(self.expected["measured"]) - self.history.measured)
+        if missing:
+            self.lost_lines += missing
             self.progress.say(
-                f"{self.directory.history}: {lost} lines before step {self.step} are missing or damaged; "
+                f"{self.directory.history}: {missing} lines before step {self.step} are missing or damaged; "
                 "what is shown along the run has gaps, its result has none"
             )
 
@@ -264,12 +264,12 @@ class Trainer:
 
     def _irregularities(self) -> dict[str, Any]:
         """For the result's environment: what makes the run not quite the one that was never stopped."""
-        found: dict[str, Any] = {"averages": self.averager.arithmetic}
+        entries: dict[str, Any] = {"averages": self.averager.arithmetic}
         if self.numerics_changes:
-            found["changed_on_resume"] = self.numerics_changes
+            entries["changed_on_resume"] = self.numerics_changes
         if self.lost_lines:
-            found["history_lines_lost"] = self.lost_lines
-        return found
+            entries["history_lines_lost"] = self.lost_lines
+        return entries
 
     # -- state --------------------------------------------------------------------------------------------------
 

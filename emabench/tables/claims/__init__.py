@@ -26,14 +26,14 @@ def types() -> list[type[Claim]]:
 
 def outside_types() -> list[type[Claim]]:
     """The same for those from outside the package. A file that is broken is named to the user and left out."""
-    found = []
+    result: list[type[Claim]] = []
     for name, item in plugins.find("claims").items():
         if not item.source.built_in:
             try:
-                found += _defined_in(plugins.load("claims", name))
+                result += _defined_in(plugins.load("claims", name))
             except UserError as error:
                 plugins.left_out(str(error))
-    return found
+    return result
 
 
 def _defined_in(module: ModuleType) -> list[type[Claim]]:
@@ -42,7 +42,7 @@ def _defined_in(module: ModuleType) -> list[type[Claim]]:
 
 
 def any_of(types: Sequence[type[Claim]]) -> Any:
-    """The annotation of a claim of one of these types, told apart by its key `type`."""
+    """The annotation of a claim of one of these types, distinguished by its key `type`."""
     return Annotated[Union[tuple(types)], Field(discriminator="type")]  # noqa: UP007
 
 

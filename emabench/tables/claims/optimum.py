@@ -73,9 +73,9 @@ class Optimum(Claim):
         as_expected = AnyOf(named)
         shares[as_expected] = 0.8 * len(named) / len(inside)
         outcomes = [Outcome(Kind.HOLDS, [as_expected], "best where expected in most seeds")]
-        elsewhere = [row for row in inside if row not in expected]
-        if elsewhere:
-            other = AnyOf([AllOf([beats(row, each) for each in [*ends, *expected]]) for row in elsewhere])
+        others = [row for row in inside if row not in expected]
+        if others:
+            other = AnyOf([AllOf([beats(row, each) for each in [*ends, *expected]]) for row in others])
             shares[other] = 0.1
             part = "an optimum inside seen, elsewhere"
             outcomes.append(

@@ -43,27 +43,27 @@ class Order(Claim):
         relative = self.margin.relative
         pairs = list(pairwise(self.along))
         steps = [measured.gains(after, before, relative) for before, after in pairs]
-        whole = measured.gains(self.along[-1], self.along[0], relative)
+        overall = measured.gains(self.along[-1], self.along[0], relative)
         expected = self.expectations(measured.rows)
         ready = {
-            each: self._ordered(measured, steps, whole, each, 1 if each == "better" else -1)
+            each: self._ordered(measured, steps, overall, each, 1 if each == "better" else -1)
             for each in set(expected.values())
         }
         effects = [measured.effect(after, before, relative) for before, after in pairs]
         return PreparedClaim(effects, {who: ready[each] for who, each in expected.items()})
 
     def _ordered(
-        self, measured: Measured, steps: Sequence[list[float]], whole: list[float], expected: str, turn: int
+        self, measured: Measured, steps: Sequence[list[float]], overall: list[float], expected: str, turn: int
     ) -> Expectation:
         margin, size = to_log(self.margin), size_of(self.margin)
-        steps, whole = [[turn * x for x in step] for step in steps], [turn * x for x in whole]
+        steps, overall = [[turn * x for x in step] for step in steps], [turn * x for x in overall]
         every = AllOf([measured.most(step, above=0.0) for step in steps])
         if size:
             back: Statement = AnyOf([measured.most(step, below=-margin) for step in steps])
         else:
             back = AnyOf([measured.at_most(step, 0.0) for step in steps])
-        trend, opposite = measured.most(whole, above=0.0), measured.most(whole, below=0.0)
-        flat = measured.at_most(whole, margin)
+        trend, opposite = measured.most(overall, above=0.0), measured.most(overall, below=0.0)
+        flat = measured.at_most(overall, margin)
         where = self._where_back(steps, measured.rows)
         wrong = "worse" if expected == "better" else "better"
         outcomes = [
