@@ -17,6 +17,7 @@ from emabench.masking import masked
 from emabench.runs import files, result
 from emabench.runs.directory import run_directories
 from emabench.runs.result import DamagedResult, read_result
+from emabench.tables import gather
 
 RUN = ["task=quadratic", "scale=smoke", "device=cpu"]
 
@@ -248,3 +249,31 @@ def test_pages_name_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert pages and not any("/home/ann" in page for page in pages)
     assert any("~/data" in page for page in pages)
     assert "/home/ann" not in (the_run(folder) / "result.json").read_text()
+
+
+def test_a_history_that_changed_after_its_run_finished_is_noticed(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the terminal and on the page; measuring the run again does not hide it, and alone changes nothing."""
+    run = the_run(results)
+    assert main(["evaluate", str(run)]) == DONE
+    assert gather.asked_for(run).irregularities == []
+    whole = (run / "history.jsonl").read_bytes()
+    count = whole.count(b"\n")
+    for data, problem in (
+        (None, "history.jsonl is missing"),
+        (b"\0" * len(whole), f"history.jsonl has lost {count} of its {count} lines"),
+        (whole.replace(b'"step"', b'"rtep"', 1), f"history.jsonl has lost 1 of its {count} lines"),
+    ):
+        (run / "history.jsonl").unlink()
+        if data is not None:
+            (run / "history.jsonl").write_bytes(data)
+        if problem.endswith("is missing"):
+            assert main(["evaluate", str(run)]) == DONE
+            assert gather.asked_for(run).irregularities
+            (run / "history.jsonl").unlink()
+        assert problem in gather.asked_for(run).irregularities[0]
+        capsys.readouterr()
+        main([*RUN, f"results_dir={results}"])
+        assert problem in " ".join(capsys.readouterr().out.split())
+        (run / "history.jsonl").write_bytes(whole)

@@ -37,5 +37,5 @@ def main(words: Sequence[str]) -> int:
         if previous and previous.status == "finished":
             result = replace(result, environment={**previous.environment, "evaluated": result.environment})
         directory.write_result(result)
-    terminal.show_run(result)
+    terminal.show_run(result, path=directory.path)
     return DONE

@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
 
     from emabench.report import terminal
 
-    terminal.show_run(result)
+    terminal.show_run(result, path=config.directory())
     print(f"\nfiles   {config.directory()}")
     if result.status == "finished":
         _show_pages(config, done)

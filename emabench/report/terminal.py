@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console, Group
@@ -57,11 +58,14 @@ def show(judged: Judged, console: Console | None = None) -> None:
 
 
 def show_run(
-    result: Result, tables: Sequence[spec.Table] | None = None, console: Console | None = None
+    result: Result,
+    tables: Sequence[spec.Table] | None = None,
+    console: Console | None = None,
+    path: Path | None = None,
 ) -> None:
-    """One run: every set of weights measured, and beneath it what the article and the literature say of its task."""
+    """One run, in its directory `path`: every set of weights measured, and beneath it what the article and the literature say of its task."""
     console = console or _console()
-    run = Run(result)
+    run = Run(result, path)
     took = f" · {say.steps(result.steps)} steps · {say.seconds(sum(result.timing.values()))}"
     _print(console, "\n", (result.task, "bold"), f" {result.run_id}{took if result.timing else ''}")
     if result.status != "finished":
@@ -71,6 +75,8 @@ def show_run(
     for text in dict.fromkeys(result.measured_with.values()):
         names = ", ".join(name for name, other in result.measured_with.items() if other == text)
         _print(console, (f" {names}: {text}", "dim"))
+    for note in run.irregularities:
+        _print(console, f" ! {note}")
     if result.references:
         listed = " · ".join(f"{name} {say.number(value)}" for name, value in result.references.items())
         _print(console, (f" for comparison: {listed}", "dim"))

@@ -6,6 +6,7 @@ the line before, `lr`. Measurements carry `step` and `eval`: {average: {metric: 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emabench.runs.files import open_regular, write_text
+from emabench.runs.files import open_regular, read_bytes, write_text
 
 
 class History:
@@ -66,6 +67,29 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if _is_sound(line):
                 yield line
+
+
+def seal(path: Path) -> dict[str, Any]:
+    """What a result records of its history: the number of lines and a checksum, for `damage`."""
+    data = read_bytes(path)
+    return {"lines": data.count(b"\n"), "sha256": hashlib.sha256(data).hexdigest()[:16]}
+
+
+def damage(path: Path, sealed: Any) -> str:
+    """In words, how a history differs from what its result recorded of it; "" where it does not, or nothing was."""
+    if not isinstance(sealed, dict) or type(sealed.get("lines")) is not int:
+        return ""
+    try:
+        if seal(path) == sealed:
+            return ""
+        lost = sealed["lines"] - sum(1 for _ in lines(path))
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    if lost > 0:
+        return f"{path.name} has lost {lost} of its {sealed['lines']} lines"
+    return f"{path.name} has changed since the run finished"
 
 
 def progress(path: Path, steps: int) -> tuple[int, float | None]:

@@ -226,7 +226,7 @@ def _better(values: Mapping[int, float], over: Mapping[int, float], sign: int) -
 
 def tracks(judged: Judged, arm: str, metric: str) -> list[Track]:
     """Along training: the raw weights and the averages that are rows of the table, where that was measured."""
-    runs = finished(judged, arm)
+    runs = [run for run in finished(judged, arm) if not run.history_problem]
     averages = [row.average for row in judged.rows.values() if row.spec.arm == arm]
     result = []
     for average in dict.fromkeys([RAW, *averages]):

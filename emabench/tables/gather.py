@@ -83,6 +83,27 @@ class Run:
         except OSError:
             return []
 
+    @cached_property
+    def history_problem(self) -> str:
+        """Why what was measured along the run is not to be relied on; "" where it is."""
+        environment = self.result.environment
+        lost = environment.get("history_lines_lost")
+        if type(lost) is int and lost > 0:
+            return f"history.jsonl had lost {lost} lines when the run was resumed"
+        return history.damage(self.path / "history.jsonl", environment.get("history")) if self.path else ""
+
+    @property
+    def irregularities(self) -> list[str]:
+        """What makes the run not quite the one that was never stopped, and what its files have lost, in words."""
+        notes = []
+        if self.history_problem:
+            notes.append(f"{self.history_problem}; claims and curves along training leave it out")
+        changes = self.result.environment.get("changed_on_resume")
+        if isinstance(changes, list) and changes:
+            listed = "; ".join(map(str, changes))
+            notes.append(f"computed otherwise after a resume ({listed}); last digits may differ")
+        return notes
+
     def losses(self) -> list[tuple[int, float]]:
         """(step, training loss) along the run."""
         return [(line["step"], line["loss"]) for line in self._lines if line.get("loss") is not None]

@@ -293,7 +293,12 @@ def _measured(judged: Judged, claim: Claim, seeds: Sequence[int]) -> Measured:
             numbers = {seed: None if x is None else abs(x) for seed, x in numbers.items()}
         values[key] = numbers
         diverged[key] = {seed: not run.finished for seed, run in runs.items()}
-        if isinstance(claim, StepsToTarget):  # the others need no histories read
+        if isinstance(claim, StepsToTarget):
+            for seed, run in runs.items():
+                if run.finished and run.history_problem:
+                    raise Unfit(
+                        f"{row.spec.label}, seed {seed}: {run.history_problem}; rerun=true repeats it"
+                    )
             tracks[key] = {seed: run.measured(row.average, claim.metric) for seed, run in runs.items()}
     higher = about.better == "higher"
     return Measured(

@@ -92,7 +92,19 @@ def problems_of(table: spec.Table, scale: str, runs: Runs) -> list[str]:
                         raise DamagedResult(
                             f"{metric} is better {direction} in run {run.result.run_id}, {asked.better} in the table"
                         )
-    return problems + _not_finite(table, scale, runs)
+    return problems + _not_finite(table, scale, runs) + _irregular(runs)
+
+
+def _irregular(runs: Runs) -> list[str]:
+    """Finished runs that were resumed on another arithmetic, or whose history has gaps."""
+    problems = []
+    for arm, by_seed in runs.items():
+        seeds: dict[str, list[int]] = {}
+        for seed, run in by_seed.items():
+            for note in run.irregularities if run and run.finished else ():
+                seeds.setdefault(note, []).append(seed)
+        problems += [f"arm {arm}, seed {', '.join(map(str, its))}: {note}" for note, its in seeds.items()]
+    return problems
 
 
 def _not_finite(table: spec.Table, scale: str, runs: Runs) -> list[str]:

@@ -17,7 +17,9 @@ from emabench.tables.spec import Table
 
 
 def to_json(judged: Judged, command: str) -> str:
-    """The runs with their arms, of histories what was measured of the table's metrics and averages."""
+    """The runs with their arms, of histories what was measured of the table's metrics and averages.
+
+    Of a history with gaps nothing is taken: who reads the file could not tell."""
     runs = []
     for arm, by_seed in judged.runs.items():
         averages = {row.average for row in judged.rows.values() if row.spec.arm == arm}
@@ -32,7 +34,7 @@ def to_json(judged: Judged, command: str) -> str:
                             average: {
                                 metric: [[step, float(f"{value:.7g}")] for step, value in track]
                                 for metric in judged.table.metrics
-                                if len(track := run.measured(average, metric)) > 1
+                                if not run.history_problem and len(track := run.measured(average, metric)) > 1
                             }
                             for average in sorted(averages)
                         },

@@ -14,7 +14,7 @@ from emabench.averaging import Averager, NotFinite
 from emabench.config import Config
 from emabench.errors import Interrupted, RunFailed
 from emabench.runs.directory import RunDirectory
-from emabench.runs.history import History, NoHistory
+from emabench.runs.history import History, NoHistory, seal
 from emabench.runs.result import Result, Row, Status, parse_result, to_json
 from emabench.runs.tracking import NoTracker, Tracker, tracker
 from emabench.seeding import seed_default
@@ -263,12 +263,16 @@ class Trainer:
         )
 
     def _irregularities(self) -> dict[str, Any]:
-        """For the result's environment: what makes the run not quite the one that was never stopped."""
+        """For the result's environment: what makes the run not quite the one that was never stopped.
+
+        `history` tells readers whether the file beside the result is still the one that the run wrote.
+        """
         entries: dict[str, Any] = {"averages": self.averager.arithmetic}
         if self.numerics_changes:
             entries["changed_on_resume"] = self.numerics_changes
         if self.lost_lines:
             entries["history_lines_lost"] = self.lost_lines
+        entries["history"] = seal(self.directory.history)
         return entries
 
     # -- state --------------------------------------------------------------------------------------------------

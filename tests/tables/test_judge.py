@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from emabench.errors import RunFailed, UserError
+from emabench.runs import history as history_file
 from emabench.runs.result import DamagedResult
 from emabench.tables import gather, spec
 from emabench.tables.claims.gain import Gain
@@ -316,6 +317,35 @@ def test_steps_to_target(tmp_path: Path) -> None:
     hard = table.model_copy(update={"claims": [table.claims[0].model_copy(update={"target": 90.0})]})
     neither = judge(hard, "small", {"only": runs}).rulings[0]
     assert neither.verdicts["article"].kind is Kind.UNDECIDED and neither.effects[0].better == 0
+    # Nor is it judged by a history that is not the one that the run wrote.
+    damaged = runs[4]
+    assert damaged and damaged.path
+    file = damaged.path / "history.jsonl"
+    sealed = replace(
+        damaged.result, environment={**damaged.result.environment, "history": history_file.seal(file)}
+    )
+    whole = file.read_bytes()
+    for data, problem in (
+        (whole, ""),
+        (
+            whole.replace(b'"top1": 81.0', b'"top1": 91.0', 1),
+            "history.jsonl has changed since the run finished",
+        ),
+        (whole.replace(b'"step"', b'"rtep"', 1), "history.jsonl has lost 1 of its 99 lines"),
+        (bytes(len(whole)), "history.jsonl has lost 99 of its 99 lines"),
+        (None, "history.jsonl is missing"),
+    ):
+        file.unlink(missing_ok=True)
+        if data is not None:
+            file.write_bytes(data)
+        again = judge(table, "small", {"only": {**runs, 4: Run(sealed, damaged.path)}})
+        assert bool(again.problems) == bool(problem) and problem in "".join(again.problems)
+        verdict = again.rulings[0].verdicts["article"]
+        assert (verdict.kind is Kind.NOT_COMPARABLE) == bool(problem)
+        assert not problem or f"seed 4: {problem}" in verdict.why
+        last = tracks(again, "only", "top1")[0].points[-1][1]
+        assert last.n == (8 if problem else 9)
+    file.write_bytes(whole)
     # Without measurements along the way there is nothing to compare.
     bare: dict[int, Run | None] = {seed: Run(run.result) for seed, run in runs.items() if run}
     found_bare = judge(table, "small", {"only": bare}).rulings[0].verdicts["article"]
