@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from emabench.cli import main
 from emabench.errors import DONE, FAILED, MISTAKE
@@ -18,6 +19,7 @@ from emabench.runs import files, result
 from emabench.runs.directory import run_directories
 from emabench.runs.result import DamagedResult, read_result
 from emabench.tables import gather
+from tests.test_config import config
 
 RUN = ["task=quadratic", "scale=smoke", "device=cpu"]
 
@@ -187,7 +189,6 @@ def test_a_path_that_slurm_would_not_take_as_it_is_is_refused(
 
 def test_pickles_of_jobs_are_their_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from emabench.launch import slurm
-    from tests.test_config import config
 
     sent = []
     monkeypatch.setattr(slurm, "queue", dict)
@@ -277,3 +278,29 @@ def test_a_history_that_changed_after_its_run_finished_is_noticed(
         main([*RUN, f"results_dir={results}"])
         assert problem in " ".join(capsys.readouterr().out.split())
         (run / "history.jsonl").write_bytes(whole)
+
+
+def test_a_run_names_no_module_to_import(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment given as package:Env in a stranger's config.yaml, unless the user repeats it."""
+    package = tmp_path / "strangers_package.py"
+    package.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = tmp_path / "td3" / "run"
+    run.mkdir(parents=True)
+    environment = "strangers_package:Pendulum-v1"
+    whole = config("task=td3", "scale=smoke", "device=cpu").model_dump()
+    whole["task"]["environment"] = environment
+    (run / "config.yaml").write_text(yaml.safe_dump(whole))
+    for words in (["evaluate"], ["export", "average=raw"], ["posthoc", "decay=0.9"], ["posthoc", "--curve"]):
+        command = [words[0], str(run), *words[1:]]
+        assert main(command) == MISTAKE
+        assert f"add task.environment={environment}" in capsys.readouterr().err
+        assert main([*command, "task.environment=another:Env"]) == MISTAKE
+        assert f"was trained with {environment}" in capsys.readouterr().err
+        assert not (tmp_path / "ran").exists()
+        assert main([*command, f"task.environment={environment}"]) == MISTAKE
+        assert "no intact checkpoint" in capsys.readouterr().err
+        (tmp_path / "ran").unlink()
+        del sys.modules["strangers_package"]

@@ -12,7 +12,7 @@ from emabench.runs.result import DamagedResult
 
 def main(words: Sequence[str]) -> int:
     """`emabench evaluate RUN`: measure every set of weights of the last checkpoint and write `result.json`."""
-    config, directory, _ = named_run("evaluate", words, {})
+    config, directory, options = named_run("evaluate", words, {})
 
     from emabench.report import terminal
     from emabench.training.failures import explained
@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> int:
     if previous and previous.status == "diverged":
         raise UserError(f"{directory.path}: diverged, there is nothing to measure ({previous.reason})")
     with directory.locked(), explained(directory):
-        training = restored(config, directory)
+        training = restored(config, directory, options)
         if training.step < config.steps:
             raise UserError(
                 f"{directory.path}: training stopped at step {training.step} of {config.steps}; "

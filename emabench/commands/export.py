@@ -17,7 +17,7 @@ def main(words: Sequence[str]) -> int:
     from emabench.training.start import restored
 
     with explained(directory):
-        training = restored(config, directory)
+        training = restored(config, directory, options)
     average = options["average"]
     names = ["raw", *training.averager.names]
     if not average:

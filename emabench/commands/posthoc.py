@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> int:
     from emabench.training.start import restored
 
     with explained(directory):
-        training = restored(config, directory)
+        training = restored(config, directory, options)
         _report_missing(training)
         rows = [_measured(training, profile) for profile in profiles]
     main_metric = next(iter(training.task.metrics))
@@ -64,7 +64,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _asked(options: dict[str, str]) -> Profile:
-    given = {key: value for key, value in options.items() if value}
+    given = {key: value for key, value in options.items() if value and key in ASKED}
     if len(given) != 1:
         raise UserError(
             f"emabench posthoc RUN: give one of {', '.join(f'{key}=…' for key in ASKED)}, or --curve"

@@ -268,7 +268,9 @@ class GivenTokenizer:
 
         option = f"{key}={name}"
         try:
-            local = Path(name).is_file() or name.endswith(".json")
+            local = Path(name).is_file()
+            if name.endswith(".json") and not local:  # nor a device that never ends
+                raise FileNotFoundError(f"no such file: {name}")
             self.tokenizer = Tokenizer.from_file(name) if local else Tokenizer.from_pretrained(name)
         except Exception as error:  # tokenizers raises bare Exception
             raise UserError(

@@ -20,7 +20,8 @@ def named_run(
 ) -> tuple[Config, RunDirectory, dict[str, str]]:
     """The run's configuration and directory, and the options with their defaults.
 
-    `device`, `data_dir` and `workers` replace what the run was trained with. Raises UserError for a mistake in the
+    `device`, `data_dir` and `workers` replace what the run was trained with; `task.KEY=VALUE` repeats a value of the
+    run, and is among the options then (`training.start.restored` asks for it). Raises UserError for a mistake in the
     words, RunFailed where the run's configuration cannot be used.
     """
     if not words or "=" in words[0]:
@@ -29,6 +30,7 @@ def named_run(
             f"emabench {verb} RUN {usage}: RUN is a run's directory, <results_dir>/<task>/<run_id>"
         )
     chosen: dict[str, str] = dict(options)
+    repeated: dict[str, str] = {}
     changes: dict[str, Any] = {}
     for word in words[1:]:
         key, equals, value = word.partition("=")
@@ -36,10 +38,17 @@ def named_run(
             changes[key] = int(value) if key == "workers" and value.isdecimal() else value
         elif equals and key in options:
             chosen[key] = value
+        elif equals and key.startswith("task."):
+            repeated[key] = value
         else:
             raise UserError(f"{word}: {verb} has no such option{nearest(key, [*options, *HERE])}")
     directory = RunDirectory(Path(words[0]).expanduser())
     config = read_config(directory)
+    for key, value in repeated.items():
+        of_run = config.task.get(key.removeprefix("task."))
+        if value != str(of_run):
+            raise UserError(f"{key}={value}: the run was trained with {of_run}, which {verb} does not change")
+    chosen |= repeated
     return (checked(Config, config.model_dump() | changes) if changes else config), directory, chosen
 
 

@@ -171,6 +171,14 @@ class Task(ABC):
             UserError: See `option_error`.
         """
 
+    @classmethod
+    def imports(cls, options: Any) -> Mapping[str, str]:
+        """Options, by key, whose value makes a library import a module: code that a user has to name.
+
+        Commands that are given a run take such a value from its `config.yaml` only where the user repeats it.
+        """
+        return {}
+
     @property
     def measured_with(self) -> Mapping[str, str]:
         """The protocol of each metric where it decides comparability ("Inception-v3, 50000 samples").

@@ -386,6 +386,8 @@ def _class_list(classes: str, data_dir: Path) -> list[str]:
     """The names in a class list. Raises UserError where there is none."""
     path = data_dir / classes
     try:
+        if not path.is_file():  # nor a device that never ends
+            raise FileNotFoundError(path)
         names = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(

@@ -185,6 +185,10 @@ class Task(base.Task):
     def check(cls, options: Options, batch_size: int) -> None:
         _make_env(options.environment, extra_steps=0)[0].close()
 
+    @classmethod
+    def imports(cls, options: Options) -> Mapping[str, str]:
+        return {"environment": options.environment} if ":" in options.environment else {}
+
     def __init__(self, options: Options, context: base.Context) -> None:
         self.options, self.context = options, context
         self.train_env = Env(options.environment)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 
-from emabench.config import Config
+from emabench import tasks
+from emabench.config import Config, checked
 from emabench.errors import RunFailed, UserError
 from emabench.runs.directory import RunDirectory
 from emabench.runs.result import Result, parse_result, to_json
@@ -47,8 +48,20 @@ def run_rank(config: Config, rank_info: RankInfo) -> Result:
         return _run(config, group, device)
 
 
-def restored(config: Config, directory: RunDirectory) -> Trainer:
-    """A run as its latest checkpoint has it. Raises UserError if it has none."""
+def restored(config: Config, directory: RunDirectory, trusted: Mapping[str, str]) -> Trainer:
+    """A run as its latest checkpoint has it. Raises UserError if it has none.
+
+    Args:
+        trusted: Keys of the run's configuration that the user repeated, with their values: modules that these name
+            may be imported, others not, since the run may be a stranger's.
+    """
+    module = tasks.load(config.task_name)
+    for option, value in module.Task.imports(checked(module.Options, config.task, "task")).items():
+        key = f"task.{option}"
+        if trusted.get(key) != value:
+            raise UserError(
+                f"{directory.config}: {key}={value} makes Python import a module; if you trust it, add {key}={value}"
+            )
     trainer = Trainer(config, directory, StopRequest())
     if not trainer.step:
         raise UserError(f"{directory.path}: has no intact checkpoint; train it with `emabench …` first")

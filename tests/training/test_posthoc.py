@@ -23,7 +23,7 @@ def test_a_rebuilt_ema_is_the_carried_one(tmp_path: Path, capsys: pytest.Capture
     )
     result = run(asked)
     directory = RunDirectory(asked.directory())
-    training = restored(asked, directory)
+    training = restored(asked, directory, {})
     kept = snapshots.list_snapshots(directory.snapshots, training.averager)
     assert [s.step for s, _ in kept] == list(range(25, 1001, 25)) * 2
     weights, fit = rebuild(
