@@ -47,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Processes that are started import nothing from the working directory: a yaml.py may lie in it.
     os.environ["PYTHONSAFEPATH"] = "1"
     with interrupting():
-        return _answered(words)
+        return _run(words)
 
 
-def _answered(words: list[str]) -> int:
-    """Run a command; print why it ended where it did not end well."""
+def _run(words: list[str]) -> int:
+    """Run a command; an error becomes a message and an exit status."""
     try:
         words, given = plugins.split(words)
         with plugins.using(given):
@@ -108,7 +108,7 @@ def _dispatch(words: list[str]) -> int:
         if words[-1] in ("-h", "--help") and not (
             len(words) > 2 and (first == "bench" or words[1] == "numerics")
         ):
-            print(_usage(first))  # those two have options of their own, and tell them
+            print(_usage(first))  # those two have options of their own and print them
             return DONE
         return import_module(f"emabench.commands.{first}").main(words[1:])
     if first and first.replace("_", "").isalpha():

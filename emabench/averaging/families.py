@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from emabench.averaging._checks import check_count, check_number
 from emabench.averaging.profiles import RAW, Profile
@@ -25,6 +25,8 @@ class PowerEMA(Profile, kind="power_ema"):
     β_t = 2^(−1/(f·t)) from its second change on (its default f is 0.05), which is the power profile of
     γ = ln 2/f − 1 but for terms of 1/t².
     """
+
+    keeps_snapshots: ClassVar[bool] = True
 
     sigma_rel: float | None = None
     gamma: float | None = None

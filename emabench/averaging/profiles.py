@@ -99,6 +99,7 @@ class Profile:
     every: int = 1
 
     kind: ClassVar[str] = ""
+    keeps_snapshots: ClassVar[bool] = False  # a run saves its snapshots, to rebuild other averages from
     needs_gradients: ClassVar[bool] = False
 
     def __init_subclass__(cls, kind: str = "", **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 """What commands take to start: user time of each as a ratio to that of `python -c "import torch"`.
 
 Every command runs in a process of its own. A round runs each of them once, the import before, between and after, so
-that a machine whose speed drifts slows all alike; quoted are medians over the rounds of each command's time divided
+so that a machine whose speed drifts slows all of them; quoted are medians over the rounds of each command's time divided
 by the mean of that round's imports. Runs are at the smoke scale, which is start-up above all.
 """
 

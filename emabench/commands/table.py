@@ -53,7 +53,7 @@ def main(words: Sequence[str]) -> int:
     planned = plan(table, scale, range(first, first + seeds), overrides)
     named = {f"{arm} seed {seed}": c for arm, by_seed in planned.items() for seed, c in by_seed.items()}
     _check_averages(table, scale, planned, overrides)
-    if not many.carry_out(table.name, named, options, ["emabench", "table", *words]):
+    if not many.execute(table.name, named, options, ["emabench", "table", *words]):
         return DONE
 
     from emabench.report import html, terminal

@@ -9,7 +9,7 @@ from emabench import seeding
 
 
 class Batches:
-    """Passes over n examples in an order drawn anew each pass, `size` at a time; a last, smaller batch is left out.
+    """Passes over n examples in an order drawn again for each pass, `size` at a time; a last, smaller batch is left out.
 
     Where n < size every batch is drawn with replacement.
     """

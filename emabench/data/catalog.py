@@ -51,7 +51,7 @@ DATASETS: dict[str, Dataset] = {
 
 
 def found(name: str, data_dir: Path) -> str | None:
-    """The folder of a data set on this machine, None if it is not there. Raises KeyError for an unknown name."""
+    """The folder of a data set on this machine, None if it is not on it. Raises KeyError for an unknown name."""
     dataset = DATASETS[name]
     if dataset.embedded:
         return "comes with the installation"

@@ -127,7 +127,7 @@ class Folder(Dataset[tuple[Tensor, int] | str]):
 
 
 class TrainingStream:
-    """Batches of a folder by step. The next step continues the stream; any other step restarts it there.
+    """Batches of a folder by step. The next step continues the stream; any other step restarts it at that step.
 
     Of each batch the images of one process among `world_size` are decoded, `size` / `world_size` of them.
     """

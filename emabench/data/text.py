@@ -35,7 +35,7 @@ NOT_EVERYWHERE = frozenset(
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text in three splits. `documents(split)` gives it anew at every call, one document after the other."""
+    """Text in three splits. `documents(split)` starts again at every call, one document after the other."""
 
     name: str  # what results say of it
     digest: str  # hex; the same for the same text
@@ -60,7 +60,7 @@ def open_corpus(name: str, data_dir: Path, key: str = "task.corpus") -> Corpus:
 
 
 def located(name: str, data_dir: Path, key: str = "task.corpus") -> Path | None:
-    """The file or folder of a corpus, None for those that are not one. Raises UserError where it is not there."""
+    """The file or folder of a corpus, None for those that are not one. Raises UserError where it does not exist."""
     if name in ("topics", "python") or name.startswith("hub:"):
         return None
     for path in (data_dir / name, Path(name).expanduser()):
@@ -149,7 +149,7 @@ def _folder_corpus(path: Path, option: str) -> Corpus:
     """A folder: split as its files' names say (`ptb.train.txt`), or in blocks where they say nothing."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
     if not files:
-        raise UserError(f"{option}: no {', '.join(SUFFIXES)} file in {path}; put the text there")
+        raise UserError(f"{option}: no {', '.join(SUFFIXES)} file in {path}; put the text into it")
     splits = [_named_split(file) for file in files]
     texts = [_read(file, option) for file in files]
     digest = hashlib.sha256(repr([*zip(splits, texts, strict=True)]).encode()).hexdigest()

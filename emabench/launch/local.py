@@ -51,27 +51,27 @@ def run_missing(configs: Sequence[Config], jobs: int = 1, names: Mapping[Path, s
     """
     todo = missing(configs)
     console = Console(stderr=True)
-    going = [config for config in todo if RunDirectory(config.directory()).held()]
-    for config in going:
+    held = [config for config in todo if RunDirectory(config.directory()).held()]
+    for config in held:
         console.print(f"{config.directory()} is being run by another process; skipped", soft_wrap=True)
-    todo = [config for config in todo if config not in going]
+    todo = [config for config in todo if config not in held]
     if not todo:
         return
     for config in todo:
         check_device(config)
     check(todo)
-    done = len({c.directory() for c in configs}) - len(todo) - len(going)
+    done = len({c.directory() for c in configs}) - len(todo) - len(held)
     console.print(
         f"{len(todo)} run{'' if len(todo) == 1 else 's'} to do, {done} done before", highlight=False
     )
     with stop_requests() as stop:
         if jobs == 1:
-            _in_turn(todo, console, stop)
+            _one_by_one(todo, console, stop)
         else:
-            _side_by_side(todo, jobs, Watch(console, len(todo), names or {}), stop)
+            _in_parallel(todo, jobs, RunProgress(console, len(todo), names or {}), stop)
 
 
-def _in_turn(todo: list[Config], console: Console, stop: StopRequest) -> None:
+def _one_by_one(todo: list[Config], console: Console, stop: StopRequest) -> None:
     from emabench.training.start import run
 
     began = time.monotonic()
@@ -89,7 +89,7 @@ def _in_turn(todo: list[Config], console: Console, stop: StopRequest) -> None:
         )
 
 
-class Watch:
+class RunProgress:
     """What a person sees of runs side by side: a bar for each on a terminal, a line at the end of each in a log."""
 
     def __init__(self, console: Console, total: int, names: Mapping[Path, str]) -> None:
@@ -129,13 +129,13 @@ class Watch:
         words = f"{self.count} of {self.total} run{'' if self.total == 1 else 's'} done, about {left:.0f} min left"
         if failed := status not in (DONE, INTERRUPTED):
             how = f"{signal.Signals(-status).name}, " if status < 0 else ""  # SIGKILL: out of memory, mostly
-            why = why or last_words(config.directory())
+            why = why or last_log_line(config.directory())
             words += f" FAILED ({how}see {config.directory() / 'log.txt'})\n  {why}"
         if failed or self.bars.disable:
             self.bars.console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
-def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest) -> None:
+def _in_parallel(todo: list[Config], jobs: int, watch: RunProgress, stop: StopRequest) -> None:
     """A pool of processes. Cores and GPUs are dealt out evenly; each process writes to its run's `log.txt`."""
     waiting = list(reversed(todo))
     running: dict[subprocess.Popen[bytes], tuple[Config, int]] = {}
@@ -179,8 +179,8 @@ def _side_by_side(todo: list[Config], jobs: int, watch: Watch, stop: StopRequest
         raise Interrupted(STOPPED)
 
 
-def last_words(path: Path) -> str:
-    """The last line that a run's process wrote."""
+def last_log_line(path: Path) -> str:
+    """The last line of a run's log."""
     try:
         with open_regular(path / "log.txt", 2**40) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))

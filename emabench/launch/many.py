@@ -95,8 +95,8 @@ def _yaml(word: str, value: str) -> Any:
         raise UserError(f"{word}: the value is not YAML") from error
 
 
-def carry_out(name: str, runs: Mapping[str, Config], options: Options, command: Sequence[str]) -> bool:
-    """Do with these runs, by what to call each, what the options say. `name` is the table's or the sweep's.
+def execute(name: str, runs: Mapping[str, Config], options: Options, command: Sequence[str]) -> bool:
+    """Run, submit or look at these runs, as the options say. `name` is the table's or the sweep's.
 
     Returns whether the results are to be shown now: not where they were submitted, by `command` and its words, or
     only looked at. Raises UserError before anything is started, Interrupted when asked to stop.
@@ -114,7 +114,7 @@ def carry_out(name: str, runs: Mapping[str, Config], options: Options, command: 
     ]  # as scripts/emabench has it
     if options.action == "--dry-run":
         width = max(map(len, runs))
-        for title, at in status.standings(runs).items():
+        for title, at in status.run_states(runs).items():
             print(f"{title:<{width}}  {runs[title].directory()}  {at.state}")
     elif options.action == "--status":
         status.show(runs)
@@ -126,7 +126,7 @@ def carry_out(name: str, runs: Mapping[str, Config], options: Options, command: 
         print(f"submitted {len(sent)} of {len(configs)} run{'' if len(configs) == 1 else 's'}{named}")
         if len(sent) < len(configs):
             print("the others are finished, in the queue or running")
-            ending = sum(at.state == "completing" for at in status.standings(runs).values())
+            ending = sum(at.state == "completing" for at in status.run_states(runs).values())
             if ending:
                 print(f"{ending} of them are still ending: repeat the command once they have")
         for action in ("--status", "--collect"):

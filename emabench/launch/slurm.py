@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 else:
     submitit = Late("submitit")
 
-# An account of digits alone is a word all the same.
+# An account made of digits alone is still a word.
 Word = Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 ENDING = 10.0  # seconds that the process of a job which has left the queue may need to end
-OURS = {"array", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "wrap"}
+RESERVED = {"array", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "wrap"}
 
 
 class Profile(Section):
@@ -67,13 +67,13 @@ class Profile(Section):
 
     @field_validator("sbatch")
     @classmethod
-    def _leaves_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(OURS & {key.replace("_", "-") for key in value}):
+    def _no_reserved_options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(RESERVED & {key.replace("_", "-") for key in value}):
             raise ValueError(f"{', '.join(taken)}: emabench sets that itself")
         return value
 
     @model_validator(mode="after")
-    def _is_told_in_time(self) -> Self:
+    def _notice_is_shorter_than_the_job(self) -> Self:
         if self.notice >= 3600 * self.hours:
             raise ValueError(
                 f"notice={self.notice}: is as long as the whole job (hours={self.hours:g}); lower it"
@@ -177,12 +177,12 @@ def submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_job
             "launcher=slurm: sbatch is not on the PATH; run this where jobs are submitted from, "
             "or try it on this machine: see slurm/README.md"
         )
-    with _alone(Path(configs[0].results_dir) / ".slurm"):
+    with _submission_lock(Path(configs[0].results_dir) / ".slurm"):
         return _submit(title, configs, profile, runs_per_job)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _submission_lock(folder: Path) -> Iterator[None]:
     """One at a time asks what is queued and adds to it: a second submission then sees what the first has sent."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ def _submit(title: str, configs: Sequence[Config], profile: Profile, runs_per_jo
     with ExitStack() as stack:
         for directory in again:
             with directory.locked():
-                stack.enter_context(directory.anew())  # and as it was where the jobs are refused
+                stack.enter_context(directory.cleared())  # and as it was where the jobs are refused
         # Noted before they are in the queue: whatever breaks this off, no run is submitted twice.
         for config, job in zip(todo, sent, strict=True):
             write_text(_record(config), json.dumps(job._asdict()) + "\n")
@@ -269,7 +269,7 @@ def _without_held(configs: Sequence[Config]) -> list[Config]:
 
 
 def _reason(error: Exception) -> str:
-    """What sbatch has to say, without its advice to read its manual."""
+    """The message of sbatch, without its advice to read its manual."""
     lines = [line for line in str(error).splitlines() if line.strip() and 'Try "sbatch' not in line]
     own = [line for line in lines if line.startswith("sbatch: ")] or lines[-1:] or [type(error).__name__]
     return "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in own)

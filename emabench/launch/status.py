@@ -13,7 +13,7 @@ from rich.table import Table
 from emabench.config import Config
 from emabench.errors import UserError
 from emabench.launch import slurm
-from emabench.launch.local import last_words
+from emabench.launch.local import last_log_line
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory
 from emabench.runs.result import DamagedResult
@@ -22,8 +22,8 @@ ORDER = ("finished", "diverged", "failed", "damaged", "running", "completing", "
 
 
 @dataclass(frozen=True)
-class Standing:
-    """One run as it stands. `left` is in seconds, None where nothing tells."""
+class RunState:
+    """How far a run is. `left` is in seconds, None where it is not known."""
 
     state: str
     step: int
@@ -32,45 +32,45 @@ class Standing:
     note: str
 
 
-def standing(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> Standing:
+def run_state(config: Config, queue: Mapping[slurm.Submitted, slurm.Queued]) -> RunState:
     """The state of a run: of its result if it has one that counts, else of the queue, else of its files."""
     directory = RunDirectory(config.directory())
     step, left = history.progress(directory.history, config.steps)
     try:
         result = directory.result()
     except DamagedResult as error:
-        return Standing("damaged", step, None, "", f"{error}; remove it")
+        return RunState("damaged", step, None, "", f"{error}; remove it")
     if result and result.status != "failed":
-        return Standing(result.status, step, None, "", result.reason or "")
+        return RunState(result.status, step, None, "", result.reason or "")
     sent = slurm.submitted(config)
     if sent and sent in queue:
         job, state, reason = queue[sent]
         running = state == "RUNNING"
-        return Standing(state.lower(), step, left if running else None, job, "" if running else reason)
+        return RunState(state.lower(), step, left if running else None, job, "" if running else reason)
     if directory.held():
-        return Standing("running", step, left, "", "")
+        return RunState("running", step, left, "", "")
     if result:
-        return Standing(result.status, step, None, "", result.reason or "")
+        return RunState(result.status, step, None, "", result.reason or "")
     if sent and (log := slurm.log(config, sent)):
-        return Standing("stopped", step, None, "", f"see {log}")
-    return Standing("stopped" if step else "to do", step, None, "", last_words(directory.path))
+        return RunState("stopped", step, None, "", f"see {log}")
+    return RunState("stopped" if step else "to do", step, None, "", last_log_line(directory.path))
 
 
-def standings(runs: Mapping[str, Config]) -> dict[str, Standing]:
-    """Every run as it stands, by its name. Prints a note where SLURM does not answer."""
+def run_states(runs: Mapping[str, Config]) -> dict[str, RunState]:
+    """The state of every run, by its name. Prints a note where SLURM does not answer."""
     queue: Mapping[slurm.Submitted, slurm.Queued] = {}
     if any(slurm.submitted(config) for config in runs.values()):
         try:
             queue = slurm.queue()
         except UserError as error:
             Console(stderr=True).print(f"{error}; the following is from the runs' files", soft_wrap=True)
-    return {name: standing(config, queue) for name, config in runs.items()}
+    return {name: run_state(config, queue) for name, config in runs.items()}
 
 
 def show(runs: Mapping[str, Config]) -> None:
     """A line on each run, by its name, and one on all of them; then notes on some."""
     console = Console(markup=False)
-    states = standings(runs)
+    states = run_states(runs)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("run", "state", "steps", "left", "job"):
         right = title in ("steps", "left")

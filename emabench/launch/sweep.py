@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> tuple[int, Path | None]:
         jobs = [Job(tuple(job), tuple(job)) for job in compose.sweep(overrides)]
     runs = named(jobs, compose_once)
     name = sweep_file.group_of(sweeps)
-    if not many.carry_out(name, runs, options, ["emabench", "-m", *words]):
+    if not many.execute(name, runs, options, ["emabench", "-m", *words]):
         return DONE, None
     results = {title: run.result if (run := existing_run(config)) else None for title, config in runs.items()}
     if any(sweep.one_run for sweep in sweeps):

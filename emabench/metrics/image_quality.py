@@ -45,7 +45,7 @@ class ImageQuality:
     def measure(self, images: Tensor) -> dict[str, float]:
         """{"fid", "is", "kid"} of sampled images.
 
-        FID is an estimate that can fall below zero by rounding, where both sets are alike; it is not cut off.
+        FID is an estimate that can fall below zero by rounding, where both sets are the same; it is not cut off.
         """
         features, logits = self._outputs(images)
         real = self._real_outputs()[0]

@@ -47,7 +47,7 @@ def page_of(table: str, scale: str, folder: Path) -> Path:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Raises UserError where files cannot be written to the folder, which is made if it is not there."""
+    """Raises UserError where files cannot be written to the folder, which is created if it does not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield

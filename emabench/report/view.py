@@ -1,6 +1,6 @@
 """A judged table as plain data: every number and every sentence that a page lays out, ready for JSON.
 
-Templates and scripts take their words from here (and `words`), so that what is said is written and tested in one place.
+Templates and scripts take their words from here (and `words`), so that every sentence is written and tested in one place.
 """
 
 from __future__ import annotations

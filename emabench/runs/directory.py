@@ -42,7 +42,7 @@ class RunDirectory:
         self.exported = path / "export"
         self.measuring = path / "measuring"  # rows of a measurement that is under way
         self.error = path / "error.txt"
-        # Exists from `anew` to the next result: unfinished files are of the new run already.
+        # Exists from `cleared` to the next result: unfinished files are of the new run already.
         self.rerun_begun = path / ".rerun"
 
     def prepare(self, config: Config) -> None:
@@ -77,7 +77,7 @@ class RunDirectory:
         with writable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a+")
-        if not _taken(file, self.path, patience=1):  # `held` takes it too, for a moment
+        if not _try_lock(file, self.path, patience=1):  # `held` takes it too, for a moment
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
@@ -96,7 +96,7 @@ class RunDirectory:
         """Whether a process of this machine (or of one that shares its locks) holds the run."""
         try:
             with (self.path / ".lock").open() as file:
-                return not _taken(file, self.path, shared=True)
+                return not _try_lock(file, self.path, shared=True)
         except (OSError, UserError):  # no lock, or one that cannot be tested
             return False
 
@@ -112,7 +112,7 @@ class RunDirectory:
         return read_result(self.result_file) if self.result_file.exists() else None
 
     @contextmanager
-    def anew(self) -> Iterator[None]:
+    def cleared(self) -> Iterator[None]:
         """Inside the block all that training left is moved away; afterwards it is deleted, or moved back if the block raised.
 
         For `rerun=true`, given once or again: where `rerun_begun` exists, this was done and the new run has started.
@@ -166,7 +166,7 @@ class RunDirectory:
             self.rerun_begun.unlink(missing_ok=True)
 
 
-def _taken(file: IO[str], path: Path, shared: bool = False, patience: float = 0) -> bool:
+def _try_lock(file: IO[str], path: Path, shared: bool = False, patience: float = 0) -> bool:
     """Lock a file, unless another process has it locked for longer than `patience` seconds."""
     end = time.monotonic() + patience
     while True:

@@ -19,7 +19,7 @@ from emabench.runs.files import open_regular, read_bytes, write_text
 
 
 class History:
-    """Appends lines; taken up again at a step, it forgets what came after it."""
+    """Appends lines; opened at a step, it drops the lines of later steps."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -58,7 +58,7 @@ class NoHistory(History):
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a history; one cut short by a crash, or damaged since, is passed over."""
+    """The lines of a history, without any that a crash cut short or that is damaged."""
     with open_regular(path) as file:
         for text in file:
             try:

@@ -32,7 +32,7 @@ def project() -> str:
 
 
 class Tracker(Protocol):
-    """What the trainer tells about a run, as it happens."""
+    """What the trainer reports of a run, as it happens."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -61,15 +61,15 @@ class WandbTracker:
         for mode in modes:
             try:
                 self.run = _init(config, directory, mode)
-                self._tell_from_the_start(mode)
+                self._log_history(mode)
                 if mode == "online" and self.run.url:  # reports link to it
                     (directory.path / "wandb" / "address.txt").write_text(f"{self.run.url}\n")
                 return
-            except Exception as error:  # whatever wandb raises, training continues
+            except Exception as error:  # whatever wandb raises: training continues
                 then = "logging offline; `emabench wandb sync` uploads the run later"
                 self._give_up(error, then if mode == "online" else "continuing without it")
 
-    def _tell_from_the_start(self, mode: Mode) -> None:
+    def _log_history(self, mode: Mode) -> None:
         """Log what `history.jsonl` has up to where the run resumes: one that was killed has not logged all.
 
         Online, W&B takes none of the steps that it has. Parts of the run that are not uploaded have had their use
@@ -80,7 +80,7 @@ class WandbTracker:
         kept = [path for path in earlier if path.parent.name.startswith("run-") or is_synced(path)]
         if mode == "offline" and kept:
             return  # they are continued
-        for line in history.lines(self.directory.history) if _told_before(self.directory) else ():
+        for line in history.lines(self.directory.history) if _has_history(self.directory) else ():
             step = line.pop("step")
             if "eval" in line:
                 self._send_rows(step, line["eval"])
@@ -125,7 +125,7 @@ class WandbTracker:
             self._give_up(error, "the run's files are complete, and `emabench wandb sync` uploads the rest")
 
     def _send(self, step: int, values: dict[str, Any]) -> None:
-        """W&B's own step is the optimiser's: what a resumed run tells again, it drops."""
+        """W&B's own step is the optimiser's: what a resumed run sends again, it drops."""
         if self.run:
             try:
                 self.run.log({"step": step} | values, step=step)
@@ -143,7 +143,7 @@ def tracker(config: Config, directory: RunDirectory, say: Callable[[str], None])
     return NoTracker() if config.log == "none" else WandbTracker(config, directory, say)
 
 
-def _told_before(directory: RunDirectory) -> bool:
+def _has_history(directory: RunDirectory) -> bool:
     """Whether training was resumed: then the history holds what came before."""
     return directory.history.exists() and directory.history.stat().st_size > 0
 
@@ -195,7 +195,7 @@ def _init(config: Config, directory: RunDirectory, mode: Mode) -> Any:
         dir=directory.path,
         mode=mode,
         # Resumed; None replaces an earlier training of the run. Offline parts are joined at sync.
-        resume="allow" if mode == "online" and _told_before(directory) else None,
+        resume="allow" if mode == "online" and _has_history(directory) else None,
         reinit="create_new",
         settings=wandb.Settings(
             silent=True,

@@ -100,7 +100,7 @@ class Measured:
 
 
 class Claim(Section):
-    """Something the rows are said to show. `article` and `literature` hold what each of them expects.
+    """Something that the rows are claimed to show. `article` and `literature` hold what each of them expects.
 
     of: `size` judges the size of a metric whose best value is zero (a bias), `value` the number itself.
     cannot_hold: an argument that refutes what the article expects, whatever is measured; `check` says how the

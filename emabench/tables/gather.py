@@ -34,7 +34,7 @@ class Run:
 
     @cached_property
     def address(self) -> str:
-        """Where W&B shows it; empty where it is not known to be there."""
+        """Where W&B shows it; empty where none is known."""
         file = self.path / "wandb" / "address.txt" if self.path else None
         try:
             return file.read_text(encoding="utf-8").strip() if file and file.is_file() else self.known_address
@@ -162,7 +162,7 @@ def asked_for(path: Path) -> Run:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if run is None:
-        state = "has no result.json yet" if path.is_dir() else "is not there"
+        state = "has no result.json yet" if path.is_dir() else "does not exist"
         raise UserError(f"{path}: {state}; name a run's directory, <results_dir>/<task>/<run_id>")
     return run
 

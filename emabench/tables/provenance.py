@@ -63,7 +63,7 @@ def unlike(runs: Iterable[Run], pool: Collection[str] = ()) -> str:
             counts[of(run)] = counts.get(of(run), 0) + 1
         if name not in pool and len(counts) > 1:
             listed = "; ".join(f"{count} of {text}" for text, count in sorted(counts.items()))
-            return f"the runs differ in {name} ({listed}); rerun=true makes them alike, pool={name} takes them as they are"
+            return f"the runs differ in {name} ({listed}); rerun=true trains them again with one, pool={name} takes them as they are"
     return ""
 
 
@@ -75,7 +75,7 @@ def claims_since(file: Path) -> list[Since | None]:
         return [None] * len(now)
     since: list[Since | None] = [Since("", "")] * len(now)
     still = set(range(len(now)))
-    for commit, date, time in commits:  # from the newest back, as far as the claim was there without a break
+    for commit, date, time in commits:  # from the newest back, as far as each has the claim
         before = _digests(_parsed(_content(file, commit)))
         still = {i for i in still if now[i] in before}
         for i in still:

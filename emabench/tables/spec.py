@@ -60,7 +60,7 @@ class Table(Section):
     _file: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
-    def _refers_to_what_is_there(self) -> Self:
+    def _references_exist(self) -> Self:
         for at, word, known in self._references():
             if word not in known:
                 raise ValueError(
@@ -124,7 +124,7 @@ class Table(Section):
 
     @property
     def where(self) -> str:
-        """What a reader is told of where the claims are made."""
+        """Where the claims are made, for a reader."""
         return f"§{self.section} of the article" if self.section else "own table"
 
     def heading(self, scale: str) -> str:
@@ -191,7 +191,7 @@ def all_tables() -> list[Table]:
 
 
 def load(name: str) -> Table:
-    """One table by name. Raises UserError for one that is not there or not right."""
+    """One table by name. Raises UserError for one that does not exist or is wrong."""
     return read(plugins.get("conf/table", name, f"table {name}").path)
 
 

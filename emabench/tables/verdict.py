@@ -1,4 +1,4 @@
-"""What can be said of a claim, and a claim made ready for judging.
+"""The verdicts on a claim, and a claim prepared for judging.
 
 A claim is turned into statements about most seeds ("FID falls by more than 30 %"). Which of them are shown is
 decided for the whole table at once (`statistics.holm`); a verdict follows from what is shown.
@@ -17,11 +17,11 @@ from emabench.tables.statistics import Estimate, Family, Statement, estimate
 
 
 class Kind(StrEnum):
-    """What can be said of a claim. How it is worded depends on the setting, see `report.words`.
+    """The kinds of verdict on a claim. How each is worded depends on the setting, see `report.words`.
 
     holds           what is claimed is shown
     partly          a part of it is shown; the verdict names what is open or otherwise
-    no effect       an effect of the size claimed is shown not to be there
+    no effect       an effect of the size claimed is ruled out
     opposite        the other way round is shown
     fails           it is shown not to hold in most seeds, without the other way round being shown
     undecided       none of these
@@ -97,10 +97,6 @@ class Effect:
         return math.expm1(middle) if self.relative else middle
 
     @property
-    def without_number(self) -> int:
-        return sum(not math.isfinite(value) for value in self.tested)
-
-    @property
     def better(self) -> int:
         """In how many seeds the change is for the better."""
         sign = 1 if self.higher else -1
@@ -128,7 +124,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A verdict that holds where all of `shown` are shown. `final`: nothing stronger could be said later."""
+    """A verdict that holds where all of `shown` are shown. `final`: no stronger verdict can follow."""
 
     kind: Kind
     shown: Sequence[Statement]
@@ -156,10 +152,6 @@ class Expectation:
             for outcome in self.outcomes
         ]
         return Verdict(Kind.UNDECIDED, seeds=min(needed, default=math.inf))
-
-    def holds_in(self, shown: Collection[Statement]) -> bool:
-        """Does any outcome follow from these statements?"""
-        return any(all(statement in shown for statement in outcome.shown) for outcome in self.outcomes)
 
 
 def settled(outcomes: Sequence[Outcome], shares: Mapping[Statement, float]) -> Family:

@@ -191,7 +191,7 @@ class Task(ABC):
     def units(self) -> Mapping[str, str]:
         """The unit of each metric that has one ("%", "nats per character", "per word"); shown with its values.
 
-        Part of what the metric is: values in unlike units are not compared, however alike their names.
+        Part of what the metric is: values in different units are not compared, even under the same name.
         """
         return {}
 

@@ -1,7 +1,7 @@
 """MoCo v1 (He et al. 2020, “Momentum contrast for unsupervised visual representation learning”).
 
-The article's §16.2: the encoder of the keys is an average of the one that is trained, eq. (104), so that keys that
-wait in the queue stay alike. `ema.decay` is its decay (MoCo's m; 0: keys by the trained encoder itself).
+The article's §16.2: the encoder of the keys is an average of the one that is trained, eq. (104), so that the keys
+in the queue stay consistent. `ema.decay` is its decay (MoCo's m; 0: keys by the trained encoder itself).
 
 "Without averaging" can mean three things, so there are three: decay 0, which is known to fail; a memory bank, where
 the last representation of every image is kept and no second encoder is needed (Wu et al. 2018); and an encoder that
@@ -210,7 +210,7 @@ class Task(base.Task):
         return self.data.calibration(CALIBRATION_BATCHES)
 
     def references(self) -> Mapping[str, float]:
-        """The loss of a guess: all negatives and the key alike."""
+        """The loss of a guess: equal scores for the key and all negatives."""
         return {"loss_of_chance": math.log(1 + self.options.queue)}
 
     # -- state --------------------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ class _Folders:
         return folders.TrainingStream(self.train, c.batch_size, c.seed, c.workers, rank, world_size)
 
     def calibration(self, batches: int) -> Iterator[Tensor]:
-        stream = self._stream(0, 1)  # of its own: training's goes on where it is
+        stream = self._stream(0, 1)  # of its own: separate from the one that training reads
         return (stream.batch(step)[0][:, 0] for step in range(batches))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:

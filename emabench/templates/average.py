@@ -33,5 +33,5 @@ class Average(Profile, kind="NAME"):
             alpha, and the log of the weight that is left on the initial weights.
         """
         alpha = max(1 / k, 1 / self.window)
-        # The first change replaces whatever was there (alpha = 1), so nothing is left of the initial weights.
+        # The first change replaces the initial weights (alpha = 1), so nothing is left of them.
         return alpha, -math.inf

@@ -1,4 +1,4 @@
-"""NAME: a small network that tells two spirals apart.
+"""NAME: a small network that separates two spirals.
 
 A start to change into your own task. The contract, with shapes, units and the order of calls, is the docstring of
 `emabench.tasks.base`; `emabench test task NAME` checks that it is kept.

@@ -22,7 +22,7 @@ from emabench.training.distributed import Group
 from emabench.training.interruption import StopRequest
 from emabench.training.progress import Progress
 
-LONG = 10.0  # seconds; a set of weights that took longer is written down, in case the measurement is stopped
+LONG = 10.0  # seconds; a set of weights that took longer is kept on disk, in case the measurement is stopped
 
 
 class Evaluator:
@@ -91,7 +91,7 @@ class Evaluator:
         if not group.same_batchnorm(self.model):
             local_names = missing if group.is_main else []
         writes = shared_out or group.is_main
-        # The main process reports the interruption in its own words, the others leave at once.
+        # The main process reports the interruption in its own words, the others stop at once.
         on_stop = interrupted if group.is_main else KeyboardInterrupt
         local_rows: dict[str, Row] = {}
         for name in local_names:

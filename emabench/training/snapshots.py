@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from emabench.averaging import Averager, PowerEMA
+from emabench.averaging import Averager
 from emabench.averaging.posthoc import Snapshot
 from emabench.runs.files import write_atomically
 from emabench.training.distributed import Group
@@ -22,7 +22,7 @@ def save(directory: Path, averager: Averager, step: int, group: Group) -> None:
     """The power-function averages after `step` steps, a file each."""
     directory.mkdir(exist_ok=True)
     for name, profile in averager.profiles.items():
-        if isinstance(profile, PowerEMA):
+        if profile.keeps_snapshots:
             state = group.full_tensor(averager.export(name))
             if group.is_main:
                 buffer = io.BytesIO()
@@ -43,7 +43,7 @@ def list_snapshots(directory: Path, averager: Averager) -> list[tuple[Snapshot, 
 def missing(directory: Path, averager: Averager, every: int, steps: int) -> list[str]:
     """The names of the snapshots that a run of `steps` steps has kept and that are not in its directory."""
     expected = {*range(every, steps + 1, every), steps}
-    power = [name for name, profile in averager.profiles.items() if isinstance(profile, PowerEMA)]
+    power = [name for name, profile in averager.profiles.items() if profile.keeps_snapshots]
     names = [f"{name}-{step:08d}.pt" for name in power for step in sorted(expected)]
     return [name for name in names if not (directory / name).is_file()]
 

@@ -101,7 +101,7 @@ def _locked(config: Config, directory: RunDirectory, group: Group) -> Iterator[R
             stack.enter_context(directory.locked())
             directory.prepare(config)
             if config.rerun and not directory.rerun_begun.exists():
-                with directory.anew():
+                with directory.cleared():
                     pass
             existing = directory.result()
             if existing and existing.status == "failed":  # it is tried again

@@ -23,8 +23,8 @@ from emabench.cli import main
 from emabench.config import Config
 from emabench.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted
 from emabench.launch import local
-from emabench.launch.local import Watch, default_jobs, missing, run_missing
-from emabench.launch.status import standing
+from emabench.launch.local import RunProgress, default_jobs, missing, run_missing
+from emabench.launch.status import run_state
 from emabench.paths import COMMAND
 from emabench.runs import history
 from emabench.runs.directory import RunDirectory, run_directories
@@ -262,7 +262,9 @@ def test_on_a_terminal_every_run_that_goes_has_a_bar(tmp_path: Path) -> None:
     directory.prepare(one)
     directory.history.write_text('{"step": 10, "wall": 1.0, "loss": 2.0}\n')
     screen = io.StringIO()
-    watch = Watch(Console(file=screen, force_terminal=True, width=100), 2, {one.directory(): "free, seed 0"})
+    watch = RunProgress(
+        Console(file=screen, force_terminal=True, width=100), 2, {one.directory(): "free, seed 0"}
+    )
     with watch.bars:
         for config in (one, other):
             watch.started(config)
@@ -333,9 +335,9 @@ def test_a_run_that_another_process_has_takes_no_other_down(
 ) -> None:
     runs = [smoke(tmp_path, f"seed={seed}") for seed in (0, 1)]
     with RunDirectory(runs[0].directory()).locked():
-        assert standing(runs[0], {}).state == "running"
+        assert run_state(runs[0], {}).state == "running"
         run_missing(runs)
-    assert standing(runs[0], {}).state == "to do"
+    assert run_state(runs[0], {}).state == "to do"
     assert statuses(tmp_path) == ["finished"]
     assert f"{runs[0].directory()} is being run by another process" in capsys.readouterr().err
 
@@ -351,7 +353,7 @@ def test_a_run_whose_files_are_damaged_takes_no_other_down(
     assert [RunDirectory(run.directory()).result_file.exists() for run in runs] == [False, True, True]
     assert f"{runs[0].directory() / 'config.yaml'}: is damaged" in capsys.readouterr().err
     (runs[1].directory() / "result.json").write_text("{")
-    states = [standing(run, {}).state for run in runs]
+    states = [run_state(run, {}).state for run in runs]
     assert states == ["to do", "damaged", "finished"]
 
 

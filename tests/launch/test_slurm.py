@@ -28,7 +28,7 @@ from emabench.config import Config
 from emabench.errors import DONE, MISTAKE, UserError
 from emabench.launch import slurm
 from emabench.launch.local import run_missing
-from emabench.launch.status import standing
+from emabench.launch.status import run_state
 from emabench.paths import conf_dir
 from emabench.runs import history
 from emabench.runs.directory import Held, RunDirectory, run_directories
@@ -181,7 +181,7 @@ def test_runs_are_noted_before_they_are_in_the_queue(tmp_path: Path, monkeypatch
     )
     assert slurm.submit("sweep", runs, profile, 2) == []
     assert {slurm.queue()[job].job for run in runs if (job := slurm.submitted(run))} == {"7_0", "7_1"}
-    states = [standing(run, slurm.queue()) for run in runs]
+    states = [run_state(run, slurm.queue()) for run in runs]
     assert [(at.state, at.job) for at in states] == [
         ("running", "7_0"),
         ("running", "7_0"),

@@ -420,7 +420,7 @@ def test_a_result_that_is_a_directory_is_set_aside(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         asked_for(tmp_path / "nowhere")
     (tmp_path / "unfinished").mkdir()
     assert read_run(tmp_path / "unfinished") is None

@@ -71,7 +71,7 @@ def test_what_training_left_comes_back_where_beginning_anew_fails(tmp_path: Path
     directory = RunDirectory(config.directory())
     assert list(directory.checkpoints.iterdir()) and list(directory.snapshots.iterdir())
     before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
-    with pytest.raises(ZeroDivisionError), directory.anew():
+    with pytest.raises(ZeroDivisionError), directory.cleared():
         assert not directory.result()
         assert not list(directory.checkpoints.iterdir()) and not directory.snapshots.exists()
         raise ZeroDivisionError

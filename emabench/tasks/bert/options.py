@@ -26,7 +26,7 @@ class FineTune(Section):
 
 
 class Variance(Section):
-    """What of the weights is written down along the run."""
+    """Which weights are recorded along the run."""
 
     weights: Count  # how many of them
     steps: Annotated[int, Field(ge=8)]  # over so many steps at the end of the run

@@ -79,9 +79,9 @@ class Trace:
         return float(r.clamp_min(0.0)) ** (1 / lag)
 
     def of_weights_in_place(self) -> dict[str, float]:
-        """What of the traced weights is known to be in place: the raw ones, or one of their EMAs.
+        """The metrics of the traced weights that are in place: the raw ones, or one of their EMAs.
 
-        They are told by their values, to a tenth of what the raw weights vary by; NaN for any other average.
+        They are recognised by their values, to a tenth of what the raw weights vary by; NaN for any other average.
         """
         total = self._variances()
         distance = (self.weights[-1].double() - self._in_place().double()).square().sum(1)
