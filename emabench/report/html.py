@@ -131,6 +131,8 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(say=say, words=words, marks=words.MARKS)
+    # 10 000 stays on one line
+    environment.filters["whole"] = lambda text: re.sub(r"(\d) (?=\d{3})", "\\1\u00a0", text)
     environment.filters["slug"] = lambda kind: re.sub(r"\W+", "-", str(kind))
     return environment
 

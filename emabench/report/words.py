@@ -215,7 +215,8 @@ def provenance(judged: Judged) -> str:
         elif counts:
             listed = ", ".join(f"{text} ({count})" for text, count in sorted(counts.items()))
             parts.append(f"{name}: {listed}")
-    return f"{len(judged.all_runs)} runs made by {'; '.join(parts)}" if parts else ""
+    known = [part.replace(", torch not stated", "") for part in parts if part != "not stated"]
+    return f"{len(judged.all_runs)} runs made by {'; '.join(known)}" if known else ""
 
 
 def since(ruling: Ruling) -> str:
