@@ -211,7 +211,7 @@ def _optimum(claim: Any, expected: Any, verdict: Verdict, truth: Truth) -> bool:
     unbeaten = any(not any(beats(row, end) for row in inside) for end in ends)
     if expected == "interior":
         return {Kind.HOLDS: anywhere, Kind.FAILS: unbeaten}[verdict.kind]
-    named = any(all(beats(row, other) for other in claim.along if other != row) for row in expected)
+    named = any(all(beats(row, other) for other in claim.along if other not in expected) for row in expected)
     others = [row for row in inside if row not in expected]
     partly_elsewhere = any(all(beats(row, each) for each in [*ends, *expected]) for row in others)
     partly = partly_elsewhere if "elsewhere" in verdict.part else anywhere

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from emabench.runs.result import RAW
+from emabench.tables import provenance
 from emabench.tables.gather import Run
 from emabench.tables.judge import Judged
 from emabench.tables.statistics import ALPHA, Estimate, Most, estimate
@@ -136,16 +137,17 @@ def window_curves(judged: Judged, metric: str) -> list[WindowCurve]:
 
 
 def window_curve(judged: Judged, arm: str, metric: str) -> WindowCurve | None:
-    """Every passive average of an arm; None where nothing was measured with one protocol."""
+    """Every passive average of an arm; None where there is nothing measured with one protocol and one code."""
     runs = finished(judged, arm)
-    if len({run.result.measured_with.get(metric) for run in runs}) != 1:
+    if len({run.result.measured_with.get(metric) for run in runs}) != 1 or _apart(judged, [arm]):
         return None
     averages = dict.fromkeys(row.average for run in runs for row in run.result.rows)
     values = {average: numbers for average in averages if (numbers := _by_seed(runs, average, metric))}
     windows = {average: next((w for run in runs if (w := run.window(average))), None) for average in values}
     labels = {average: _labels(judged, arm, average) for average in values}
+    arms = dict.fromkeys(values, arm)
     return _curve(
-        judged, arm, "", metric, values, windows, labels, RAW, "the raw weights", runs[0].result.steps
+        judged, arm, "", metric, values, arms, windows, labels, RAW, "the raw weights", runs[0].result.steps
     )
 
 
@@ -160,12 +162,20 @@ def _of_targets(judged: Judged, metric: str) -> Iterator[WindowCurve | None]:
         without = root if root not in keys and judged.rows[root].cells[metric].values else None
         if without:
             values[without] = dict(judged.rows[without].cells[metric].values)
+        arms = {key: judged.rows[key].spec.arm for key in values}
+        if _apart(judged, list(arms.values())):
+            continue
         windows = {key: judged.rows[key].window for key in values}
         labels = {key: (judged.rows[key].spec.label,) for key in values}
         family = f"against {judged.rows[root].spec.label}" if len(families) > 1 else ""
         steps = max(run.result.steps for key in keys for run in finished(judged, judged.rows[key].spec.arm))
         called = judged.rows[root].spec.label
-        yield _curve(judged, "", family, metric, values, windows, labels, without, called, steps)
+        yield _curve(judged, "", family, metric, values, arms, windows, labels, without, called, steps)
+
+
+def _apart(judged: Judged, arms: Sequence[str]) -> bool:
+    """Do these arms' runs differ in what is not to be pooled?"""
+    return bool(provenance.unlike([run for arm in arms for run in finished(judged, arm)], judged.pool))
 
 
 def _root(judged: Judged, key: str) -> str:
@@ -182,6 +192,7 @@ def _curve(
     family: str,
     metric: str,
     values: Mapping[str, Mapping[int, float]],
+    arms: Mapping[str, str],
     windows: Mapping[str, float | None],
     labels: Mapping[str, tuple[str, ...]],
     without: str | None,
@@ -191,6 +202,8 @@ def _curve(
     """Points of everything but `without`, which is what they are to be better than; compared by seed."""
     if not values:
         return None
+    seeds = judged.in_order(list(dict.fromkeys(arms.values())))
+    looks = judged.looks(len(seeds))
     sign = 1 if judged.table.metrics[metric].better == "higher" else -1
     best = max(values, key=lambda name: sign * fmean(values[name].values()))
     points = []
@@ -198,11 +211,11 @@ def _curve(
     for name, numbers in values.items():
         window, mean = windows[name], estimate(list(numbers.values()))
         if name != without and window is not None and mean is not None:
-            tied = not _better(values[best], numbers, sign).shown(ALPHA / max(1, pairs))
+            tied = not _better(values[best], numbers, sign, seeds, looks).shown(ALPHA / max(1, pairs))
             points.append(Point(name, window, mean, tied, labels[name], numbers))
     points.sort(key=lambda point: point.window)
     base = values.get(without, {}) if without else {}
-    against = _better(values[best], base, sign)
+    against = _better(values[best], base, sign, seeds, looks)
     return WindowCurve(
         arm,
         family,
@@ -218,10 +231,19 @@ def _curve(
     )
 
 
-def _better(values: Mapping[int, float], over: Mapping[int, float], sign: int) -> Most:
-    """The statement that the one is better than the other in most seeds."""
-    seeds = sorted(set(values) & set(over))
-    return Most([sign * (values[seed] - over[seed]) > 0 for seed in seeds], (max(1, len(seeds)),))
+def _better(
+    values: Mapping[int, float],
+    over: Mapping[int, float],
+    sign: int,
+    seeds: Sequence[int],
+    looks: tuple[int, ...],
+) -> Most:
+    """The statement that the one is better than the other in most seeds: one without a number is worse, as in claims."""
+    worst = -math.inf
+    pairs = [
+        (sign * values[s] if s in values else worst, sign * over[s] if s in over else worst) for s in seeds
+    ]
+    return Most([one > other for one, other in pairs] if over else [], looks)
 
 
 def tracks(judged: Judged, arm: str, metric: str) -> list[Track]:

@@ -18,7 +18,7 @@ from emabench.tables.measure import MeasuredRow
 from emabench.tables.parts import Scale
 from emabench.tables.provenance import Since
 from emabench.tables.statistics import ALPHA, Family, Statement, holm
-from emabench.tables.verdict import Effect, Kind, PreparedClaim, Verdict
+from emabench.tables.verdict import DECIDED, Effect, Kind, PreparedClaim, Verdict
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Judged:
     exploratory: Sequence[str] = ()  # why its verdicts are not those of the plan; none where they are
     families: Sequence[Family] = ()  # of all its claims, for the error rate of several tables
     prepared: Sequence[PreparedClaim] = ()
+    pool: Collection[str] = ()  # in what runs may differ and still be judged together
 
     @cached_property
     def all_runs(self) -> list[Run]:
@@ -64,6 +65,21 @@ class Judged:
         """How many seeds have a result in every arm."""
         have = [{seed for seed, run in by_seed.items() if run} for by_seed in self.runs.values()]
         return len(set.intersection(*have)) if have else 0
+
+    def in_order(self, arms: Collection[str]) -> list[int]:
+        """The seeds that verdicts on these arms count: in their order, up to the first that one arm still lacks."""
+        several = [self.runs.get(arm, {}) for arm in arms]
+        seeds = []
+        for seed in sorted({seed for by_seed in several for seed in by_seed}):
+            its_runs = [by_seed.get(seed) for by_seed in several]
+            if not all(run and run.result.status != "failed" for run in its_runs):
+                break
+            seeds.append(seed)
+        return seeds if self.exploratory else seeds[: self.table.plan(self.scale).looks[-1]]
+
+    def looks(self, seeds: int) -> tuple[int, ...]:
+        """The numbers of seeds at which they are counted; outside the plan that is now."""
+        return (max(1, seeds),) if self.exploratory else self.table.plan(self.scale).looks
 
     @property
     def stand_in(self) -> bool:
@@ -123,9 +139,19 @@ def judge(
     rows = {key: measure.measured_row(table, key, scale, runs, set(mixed), set(unlike)) for key in table.rows}
     exploratory = _exploratory(table, scale, runs, overrides)
     judged = Judged(
-        table, scale, runs, rows, (), measured_with, problems, 0, overrides, exploratory=exploratory
+        table,
+        scale,
+        runs,
+        rows,
+        (),
+        measured_with,
+        problems,
+        0,
+        overrides,
+        exploratory=exploratory,
+        pool=pool,
     )
-    by_claim = [_seeds(judged, claim) for claim in table.claims]
+    by_claim = [judged.in_order(_arms(table, claim)) for claim in table.claims]
     prepared = [
         _prepared(judged, claim, seeds, mixed, pool)
         for claim, seeds in zip(table.claims, by_claim, strict=True)
@@ -177,17 +203,20 @@ def _verdicts(
 
 
 def survivors(several: Sequence[Judged]) -> list[Judged]:
-    """The same tables, with the verdicts marked that hold beside all claims of all these tables (Holm over all)."""
+    """The same tables, with the verdicts marked that hold beside all claims of all these tables (Holm over all).
+
+    In the same words: a size that is shown in its own table may be open here. What is exploratory, or was claimed after
+    its data, is never marked: its chance of being false is not known.
+    """
     shown = holm([family for judged in several for family in judged.families])
     marked = []
     for judged in several:
         rulings = []
         for ruling, prepared in zip(judged.rulings, judged.prepared, strict=True):
+            planned = not (judged.exploratory or ruling.after_data)
             verdicts = {
-                who: replace(
-                    verdict, overview=prepared.expectations[who].verdict(shown, ALPHA, 1).kind is verdict.kind
-                )
-                if who in prepared.expectations and verdict.kind is not Kind.UNDECIDED
+                who: replace(verdict, overview=prepared.expectations[who].verdict(shown, ALPHA, 1) == verdict)
+                if planned and who in prepared.expectations and verdict.kind in DECIDED
                 else verdict
                 for who, verdict in ruling.verdicts.items()
             }
@@ -227,18 +256,6 @@ def _span(seeds: Sequence[int]) -> str:
     return f"{seeds[0]} to {seeds[-1]}" if run and len(seeds) > 1 else ", ".join(map(str, seeds))
 
 
-def _seeds(judged: Judged, claim: Claim) -> list[int]:
-    """The seeds a claim is judged by, in their order: up to the first that one of its arms still lacks."""
-    arms = [judged.runs.get(arm, {}) for arm in _arms(judged.table, claim)]
-    seeds = []
-    for seed in sorted({seed for by_seed in arms for seed in by_seed}):
-        its_runs = [by_seed.get(seed) for by_seed in arms]
-        if not all(run and run.result.status != "failed" for run in its_runs):
-            break
-        seeds.append(seed)
-    return seeds if judged.exploratory else seeds[: judged.table.plan(judged.scale).looks[-1]]
-
-
 def _prepared(
     judged: Judged, claim: Claim, seeds: Sequence[int], mixed: Mapping[str, str], pool: Collection[str]
 ) -> PreparedClaim:
@@ -276,7 +293,7 @@ def _check_units(judged: Judged, claim: Claim) -> None:
 def _measured(judged: Judged, claim: Claim, seeds: Sequence[int]) -> Measured:
     table = judged.table
     about = table.metrics[claim.metric]
-    looks = (len(seeds),) if judged.exploratory else table.plan(judged.scale).looks
+    looks = judged.looks(len(seeds))
     values: dict[str, dict[int, float | None]] = {}
     diverged: dict[str, dict[int, bool]] = {}
     tracks: dict[str, dict[int, list[tuple[int, float]]]] = {}

@@ -17,6 +17,7 @@ from emabench.runs import history as history_file
 from emabench.runs.result import DamagedResult
 from emabench.tables import gather, spec
 from emabench.tables.claims.gain import Gain
+from emabench.tables.claims.optimum import Optimum
 from emabench.tables.curves import tracks, window_curve, window_curves
 from emabench.tables.gather import Run, all_runs, asked_for, read_run
 from emabench.tables.judge import Judged, judge, survivors
@@ -175,6 +176,22 @@ def test_several_tables_have_one_error_rate() -> None:
     assert not any(judged.rulings[0].verdicts["article"].overview for judged in several)
     assert survivors([pair(8)])[0].rulings[0].verdicts["article"].overview
     assert survivors([pair(12)] * 20)[0].rulings[0].verdicts["article"].overview
+
+
+def test_an_overview_marks_what_is_planned_and_in_the_same_words() -> None:
+    """The size that one table shows may be open beside a hundred others; what is exploratory is never marked."""
+    assert not survivors([pair(12, first=0)])[0].rulings[0].verdicts["article"].overview, "pilot seeds"
+    planned = pair(12)
+    late = replace(planned, rulings=[replace(planned.rulings[0], after_data=True)])
+    assert not survivors([late])[0].rulings[0].verdicts["article"].overview, "chosen after seeing data"
+    gain = {
+        "type": "gain", "text": "g", "metric": "m", "row": "a", "over": "b", "article": "-10%", "tolerance": "1%",
+    }  # fmt: skip
+    table = planned.table.model_copy(update={"claims": [Gain.model_validate(gain)]})
+    judged = judge(table, "small", planned.runs)  # a change of −50 %
+    assert judged.rulings[0].verdicts["article"].part == "direction seen, larger"
+    assert survivors([judged] * 20)[0].rulings[0].verdicts["article"].overview
+    assert not survivors([judged] * 120)[0].rulings[0].verdicts["article"].overview, "there the size is open"
 
 
 def test_sizes_in_unlike_units_are_not_compared() -> None:
@@ -495,6 +512,46 @@ def test_rows_that_are_trajectories_of_their_own() -> None:
     )
     # The seeds differ by 2, the rows within a seed by 0.2: only pairing tells them apart.
     assert [point.tied for point in curve.points] == [False, True, False]
+
+
+def test_the_best_row_is_held_to_the_rules_of_the_verdicts() -> None:
+    """A seed that diverges counts as the worst, runs of other code are not pooled, and there is no look before the planned."""
+
+    def ahead(runs: dict[str, dict[int, Run | None]]) -> list[bool]:
+        return [curve.ahead for curve in window_curves(judge(table, "small", runs), "top1")]
+
+    table, runs = golden.target_networks()
+    assert ahead(runs) == [True]
+    best = runs["m99"][3]
+    assert best
+    diverged = Run(replace(best.result, status="diverged"))
+    assert ahead(runs | {"m99": runs["m99"] | {3: diverged}}) == [False]
+    assert ahead({arm: by | {7: None} for arm, by in runs.items()}) == [False], "seven of the eight planned"
+    other = {
+        seed: Run(replace(run.result, environment={**run.result.environment, "commit": "other"}))
+        for seed, run in runs["m99"].items()
+        if run
+    }
+    assert ahead(runs | {"m99": other}) == []
+
+
+def test_one_of_several_named_rows_need_not_beat_the_others() -> None:
+    """ "The best decay is 0.9 or 0.99": as good as each other, both are better than all that are not named."""
+    table, runs = golden.target_networks()
+    claim = {
+        "type": "optimum",
+        "text": "one of two",
+        "metric": "top1",
+        "along": list(table.rows),
+        "article": ["m9", "m99"],
+    }
+    table = table.model_copy(update={"claims": [Optimum.model_validate(claim)]})
+    for seed in range(8):
+        for key in ("m9", "m99"):
+            value = 80.0 + (seed % 2 if key == "m9" else (seed + 1) % 2)
+            result = golden.result({"raw": {"top1": value}}, {"top1": "higher"}, task="moco", seed=seed)
+            runs[key][seed] = Run(result)
+    assert verdicts(judge(table, "small", runs))["one of two"]["article"] is Kind.HOLDS
 
 
 def test_decays_against_different_rows_are_curves_of_their_own() -> None:

@@ -38,7 +38,7 @@ class Optimum(Claim):
         )
         named = [e for e in self.expectations(rows).values() if e != "interior"]
         places = dict.fromkeys(" or ".join(rows[row].label for row in each) for each in named)
-        return inside + "".join(f"; and {place} better than every other" for place in places)
+        return inside + "".join(f"; and {place} better than every row not named" for place in places)
 
     def prepare(self, measured: Measured) -> PreparedClaim:
         expected = self.expectations(measured.rows)
@@ -68,8 +68,9 @@ class Optimum(Claim):
             ]
             shares[at_end] = 0.2
             return Expectation(outcomes, [settled(outcomes, shares)])
-        # A named row that beats every other beats both ends: it uses that row's part of the level.
-        named = [AllOf([beats(row, other) for other in along if other != row]) for row in expected]
+        # A named row that beats every row not named beats both ends: it uses that row's part of the level.
+        rest = [row for row in along if row not in expected]
+        named = [AllOf([beats(row, other) for other in rest]) for row in expected]
         as_expected = AnyOf(named)
         shares[as_expected] = 0.8 * len(named) / len(inside)
         outcomes = [Outcome(Kind.HOLDS, [as_expected], "best where expected in most seeds")]
