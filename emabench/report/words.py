@@ -50,7 +50,8 @@ MEANINGS = {
     Kind.NO_EFFECT: "in most seeds there is no effect of the size that is claimed",
     Kind.OPPOSITE: "in most seeds it is the other way round",
     Kind.FAILS: "it is not so in most seeds; that it is the other way round is not shown",
-    Kind.UNDECIDED: "none of these is shown; with the number of seeds that would decide, were the shares as seen so far",
+    Kind.UNDECIDED: "none of these is shown; with the number of seeds that would decide, were the shares as seen so far. "
+    "Seeds beyond the plan are not counted: more take a new plan, with seeds not yet seen",
     Kind.NOT_COMPARABLE: "these runs cannot speak of it: another unit, another protocol, runs that differ in code",
     Kind.NOT_RUN: "there is nothing yet to judge it by",
     Kind.CANNOT_HOLD: "an argument refutes it, whatever is measured; the argument and its check are beside it",
@@ -65,6 +66,7 @@ HOW = (
     "Means with ± and [ ] are 95 % t-intervals over seeds: they describe and decide nothing.",
     "Verdicts on other seeds than the planned ones, with other settings, or on claims written after their data are "
     "marked as such.",
+    "The sentence about the best average is a test of its own, at 5 % over all averages of its picture; it is no verdict.",
     "The test data are the same for all seeds, so verdicts speak of this test set.",
 )
 
@@ -110,7 +112,7 @@ def reason(verdict: Verdict, judged: Judged, ruling: Ruling) -> str:
         return f"{n} of the {first} seeds planned"
     if verdict.seeds is None or math.isinf(verdict.seeds):
         return "at the shares seen so far no number of seeds in reach would decide"
-    return f"about {verdict.seeds:.0f} seeds would decide, at the shares seen so far"
+    return f"a plan of about {verdict.seeds:.0f} seeds would decide, at the shares seen so far"
 
 
 def effect(effect: Effect) -> str:
@@ -229,12 +231,18 @@ def since(ruling: Ruling) -> str:
 
 
 def error_rate(judged: Judged) -> str:
-    """What the verdicts of one table are worth together."""
+    """What the verdicts of one table are worth together, and what had been seen before its claims were written."""
     count = judged.claims_judged
-    text = f"{count} claim{'' if count == 1 else 's'} judged, with a chance of at most {100 * ALPHA:.0f} % that any verdict of this table is false."
+    text = f"{count} claim{'' if count == 1 else 's'} judged"
     if judged.exploratory:
-        text += f" Exploratory: {'; '.join(judged.exploratory)}."
-    return text
+        text += f". Exploratory, without a known chance of false verdicts: {'; '.join(judged.exploratory)}."
+    else:
+        late = any(ruling.after_data for ruling in judged.rulings)
+        apart = ", those chosen after seeing data left aside" if late else ""
+        text += (
+            f", with a chance of at most {100 * ALPHA:.0f} % that any verdict of this table is false{apart}."
+        )
+    return f"{text} The claims were written after seeing {judged.table.seen}." if judged.table.seen else text
 
 
 def overview(tables: int) -> str:

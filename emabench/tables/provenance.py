@@ -68,7 +68,10 @@ def unlike(runs: Iterable[Run], pool: Collection[str] = ()) -> str:
 
 
 def claims_since(file: Path) -> list[Since | None]:
-    """For each claim of a table's file, since when it stands; None where no history is to be had."""
+    """For each claim of a table's file, since when it stands; None where no history is to be had.
+
+    Dropping a claim leaves its part of the level to the others, which then stand since that.
+    """
     commits = _history(file)
     now = _digests(_parsed(file.read_bytes()))
     if not commits:
@@ -77,6 +80,8 @@ def claims_since(file: Path) -> list[Since | None]:
     still = set(range(len(now)))
     for commit, date, time in commits:  # from the newest back, as far as each has the claim
         before = _digests(_parsed(_content(file, commit)))
+        if len(before) > len(now):
+            break
         still = {i for i in still if now[i] in before}
         for i in still:
             since[i] = Since(commit, date, time)

@@ -1,6 +1,6 @@
 """What a table of the article says, and what is needed to test it: one YAML in `conf/table/`.
 
-A table is written before anything is measured: its rows with the numbers that the article reports and that the
+A table is written before its planned seeds are measured: its rows with the numbers that the article reports and that the
 literature publishes, the claims that these rows make, and the tolerances that decide about them.
 """
 
@@ -47,6 +47,7 @@ class Table(Section):
     task: str
     metrics: Annotated[dict[str, Metric], Field(min_length=1)]  # the main one first
     seeds: SeedPlan | dict[Scale, SeedPlan]
+    seen: str = ""  # what had been measured before the claims were written, where anything had
     overrides: Overrides = Field(default_factory=list)  # of every arm
     arms: Annotated[dict[str, Overrides], Field(min_length=1)]  # overrides of each trajectory
     rows: Annotated[dict[str, TableRow], Field(min_length=1)]

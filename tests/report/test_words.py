@@ -45,7 +45,7 @@ def test_what_restricts_a_verdict_is_beside_it(ddpm: Judged) -> None:
 def test_what_it_would_take(ddpm: Judged) -> None:
     ruling = ddpm.rulings[0]
     assert words.reason(Verdict(Kind.UNDECIDED, seeds=39.0), ddpm, ruling) == (
-        "about 39 seeds would decide, at the shares seen so far"
+        "a plan of about 39 seeds would decide, at the shares seen so far"
     )
     assert "no number of seeds" in words.reason(Verdict(Kind.UNDECIDED, seeds=math.inf), ddpm, ruling)
     short = replace(ddpm, exploratory=())
@@ -113,3 +113,15 @@ def test_an_undecided_answer_gives_the_count_alone(ddpm: Judged) -> None:
     assert words.answer(replace(ddpm, rulings=rulings)) == (
         "How far β = 0.9999 lowers FID: undecided, better in 11 of 12 seeds."
     ), "an interval that excludes zero beside it would be read as a verdict"
+
+
+def test_a_page_says_what_had_been_seen_before_its_claims(ddpm: Judged) -> None:
+    planned = replace(ddpm, exploratory=())
+    assert words.error_rate(planned).endswith(
+        "false. The claims were written after seeing pilot runs on seeds 0 to 4."
+    )
+    assert "at most 5 %" in words.error_rate(planned)
+    outside = words.error_rate(replace(ddpm, exploratory=["steps=100 is not in the plan"]))
+    assert "at most 5 %" not in outside and "without a known chance of false verdicts: steps=100" in outside
+    late = replace(planned, rulings=[replace(planned.rulings[0], after_data=True)])
+    assert "those chosen after seeing data left aside" in words.error_rate(late)

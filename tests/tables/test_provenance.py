@@ -101,6 +101,18 @@ def test_a_claim_that_came_back_stands_since_it_came_back(tmp_path: Path) -> Non
     assert since and since.commit == again
 
 
+def test_dropping_a_claim_after_its_data_is_seen_on_the_others(tmp_path: Path) -> None:
+    """Fewer claims have more of the level each: a table that lost its failures decides more easily."""
+    history = History(tmp_path)
+    other = {**CLAIM, "article": "worse"}
+    both = history.commit(CLAIM, other)
+    dropped = history.commit(CLAIM)
+    file = tmp_path / "t.yaml"
+    (since,) = claims_since(file)
+    assert since and since.commit == dropped
+    assert chosen_after(since, [run(both[:12])], file)
+
+
 def test_what_is_not_committed_is_chosen_after(tmp_path: Path) -> None:
     history = History(tmp_path)
     commit = history.commit(CLAIM)

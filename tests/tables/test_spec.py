@@ -8,8 +8,11 @@ import yaml
 
 from emabench.errors import UserError
 from emabench.tables import spec
+from emabench.tables.boundary import required
 from emabench.tables.claims.gain import Gain
+from emabench.tables.judge import judge
 from emabench.tables.parts import Amount
+from emabench.tables.statistics import ALPHA
 
 MINIMAL: dict[str, Any] = {
     "title": "A table",
@@ -180,3 +183,14 @@ def test_unknown_table_and_scale() -> None:
 def test_tables_of_a_task() -> None:
     assert [table.name for table in spec.of_task("ddpm")] == ["ddpm_cifar10"]
     assert spec.of_task("nothing") == []
+
+
+@pytest.mark.parametrize("table", spec.all_tables(), ids=lambda table: table.name)
+def test_planned_seeds_can_decide(table: spec.Table) -> None:
+    """Were all seeds to agree, a half of a claim's level would do, beside all other claims: sizes and directions."""
+    for scale in ("small", "paper"):
+        looks = table.plan(scale).looks
+        claims = len(judge(table, scale, {}).families)
+        assert required(ALPHA * 0.5, claims, looks)[-1] <= looks[-1], (
+            f"{scale}: {claims} claims, {looks[-1]} seeds"
+        )
