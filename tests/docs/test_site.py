@@ -123,8 +123,9 @@ def judged_now(page: str) -> bool:
 
 
 def verdict(claim: str) -> str:
-    """The words of the article's verdict in a row of claims, without its mark and its reason."""
-    return re.sub(r"^\W+|\s*[:(].*$", "", claim.split("|")[3].strip())
+    """The words of the verdict in a row of claims, without mark and reason: the article's, else the literature's."""
+    article, literature = (cell.strip() for cell in claim.split("|")[3:5])
+    return re.sub(r"^\W+|\s*[:(].*$", "", article or literature)
 
 
 def test_the_readme_shows_the_committed_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
