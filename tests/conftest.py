@@ -1,4 +1,4 @@
-"""What tests counted, told at the end."""
+"""What tests counted, printed at the end."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_averages_are_named_after_their_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("task=quadrtic", "did you mean 'quadratic'"),
         ("tsk=quadratic", "did you mean 'task'"),
@@ -78,11 +78,11 @@ def test_averages_are_named_after_their_decay() -> None:
         ("ema.warmup.shape=ratio", "write ema.warmup={shape: …}"),
     ],
 )
-def test_mistakes_name_the_key_and_the_mend(override: str, said: str) -> None:
+def test_mistakes_name_the_key_and_the_fix(override: str, expected: str) -> None:
     with pytest.raises(UserError) as error:
         config(override)
     message = str(error.value)
-    assert said in message
+    assert expected in message
     assert len(message.splitlines()) <= 2
     assert "Traceback" not in message
 

@@ -484,17 +484,19 @@ def test_whatever_is_thrown_is_answered_in_words(
         throw: Callable[[random.Random], tuple[object, int]] = getattr(thrower, kind.replace(" ", "_"))
         counts[kind] = Counter()
         for number in range(round(CASES * share)):
-            said = io.StringIO()
+            message = io.StringIO()
             try:
-                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                with contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
                     thrown, status = throw(random.Random(f"{kind} {number}"))
             except (Exception, SystemExit, RecursionError) as error:
                 wrong.append(f"{kind} {number}: {type(error).__name__}: {str(error)[:300]}")
                 continue
             counts[kind][status] += 1
-            if status not in ALLOWED[kind] or "Traceback" in said.getvalue():
-                wrong.append(f"{kind} {number}: {status} for {str(thrown)[:300]}: {said.getvalue()[-300:]}")
-            if status != DONE and not said.getvalue().strip() and kind != "table file":
+            if status not in ALLOWED[kind] or "Traceback" in message.getvalue():
+                wrong.append(
+                    f"{kind} {number}: {status} for {str(thrown)[:300]}: {message.getvalue()[-300:]}"
+                )
+            if status != DONE and not message.getvalue().strip() and kind != "table file":
                 wrong.append(f"{kind} {number}: {status} and not a word for {str(thrown)[:300]}")
     total = sum(sum(found.values()) for found in counts.values())
     said_of = [f"{total} malformed inputs, answered with exit status"]

@@ -258,7 +258,7 @@ def test_a_history_that_changed_after_its_run_finished_is_noticed(
     """On the terminal and on the page; measuring the run again does not hide it, and alone changes nothing."""
     run = the_run(results)
     assert main(["evaluate", str(run)]) == DONE
-    assert gather.asked_for(run).irregularities == []
+    assert gather.run_at(run).irregularities == []
     whole = (run / "history.jsonl").read_bytes()
     count = whole.count(b"\n")
     for data, problem in (
@@ -271,9 +271,9 @@ def test_a_history_that_changed_after_its_run_finished_is_noticed(
             (run / "history.jsonl").write_bytes(data)
         if problem.endswith("is missing"):
             assert main(["evaluate", str(run)]) == DONE
-            assert gather.asked_for(run).irregularities
+            assert gather.run_at(run).irregularities
             (run / "history.jsonl").unlink()
-        assert problem in gather.asked_for(run).irregularities[0]
+        assert problem in gather.run_at(run).irregularities[0]
         capsys.readouterr()
         main([*RUN, f"results_dir={results}"])
         assert problem in " ".join(capsys.readouterr().out.split())

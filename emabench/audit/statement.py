@@ -1,6 +1,6 @@
 """What a statement of the article is, and what a check of it can come to.
 
-A statement stands beside the function that checks it. The formula under test is an argument of that function: the
+A statement is next to the function that checks it. The formula under test is an argument of that function: the
 printed form and the corrected one go through the same check, so that a verdict cannot be written down, only computed.
 """
 
@@ -19,7 +19,7 @@ Form = Any  # the formula under test: a function, a sympy expression, a number, 
 
 
 class Verdict(StrEnum):
-    """What can be said of a statement."""
+    """The verdicts on a statement."""
 
     HOLDS = "holds"
     CONDITIONAL = "holds under assumptions that the text does not state"
@@ -81,7 +81,7 @@ def approximate(error: float, within: float, expected: str, measured: str) -> Ou
 
 
 def defined(well: bool, expected: str, measured: str) -> Outcome:
-    """Of a definition: is it well formed, and does it have the properties that the text goes on to use?"""
+    """Of a definition: is it well formed, and does it have the properties that the text then uses?"""
     return Outcome(DEFINITION if well else WRONG, expected, measured)
 
 

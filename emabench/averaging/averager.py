@@ -84,7 +84,7 @@ class Averager:
             .99999.
         check_finite: refuse an update from weights that are NaN or infinite, leaving all averages as they were.
             On a CPU this costs a few per cent of an update, and an eighth of an average's memory.
-        offload: keep the averages on the CPU and update them in a thread beside the training.
+        offload: keep the averages on the CPU and update them in a thread during training.
 
     Raises:
         ValueError: for names, patterns and rules that do not fit; for a model whose parameters cannot be averaged
@@ -608,7 +608,7 @@ class Averager:
                 tensors.local(f.tensor.detach()).copy_(value)
 
     def module(self, name: str | Mixture | None = None) -> nn.Module:
-        """A copy of the model in eval mode that holds an average, to be called beside the training.
+        """A copy of the model in eval mode that holds an average, to be called during training.
 
         Its forward first takes the average as it is then, if there was an update since; `averager.module().eval()`
         is safe to call from the training loop only. Needs memory for a second model.

@@ -4,7 +4,7 @@ average     batch-norm statistics and other floating-point buffers: averaged as 
 copy        counters, masks, positions, caches: the model's current value
 recompute   as copy; `recalibrate` is to be called inside `Averager.applied`
 power_iteration
-            the u and v of spectral normalisation: singular vectors of the weights they stand beside. An average of
+            the u and v of spectral normalisation: singular vectors of the weights they belong to. An average of
             vectors of many steps, or those of the current weights, are not the averaged weights' own, and the
             estimated norm may then come out far too small. They are iterated again from the current ones.
 """

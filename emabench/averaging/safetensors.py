@@ -32,7 +32,7 @@ _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and strings. The file is there whole or not at all.
+    """Write tensors and strings. The file is written completely or not at all.
 
     Raises ValueError for a type that the format has no name for, and for DTensors, which no one process holds.
     """

@@ -14,7 +14,7 @@ def main(words: Sequence[str]) -> int:
         raise UserError("emabench compare RUN RUN…: name the directories of finished runs")
     from emabench.report import terminal
     from emabench.tables.compare import compare
-    from emabench.tables.gather import asked_for
+    from emabench.tables.gather import run_at
 
-    terminal.show_comparison(compare([asked_for(Path(word)) for word in words]))
+    terminal.show_comparison(compare([run_at(Path(word)) for word in words]))
     return DONE

@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _fetch(name: str, data_dir: Path) -> Path:
-    """Downloaded and unpacked aside, then moved: a broken download leaves nothing that looks whole."""
+    """Downloaded and unpacked aside, then moved: a broken download leaves nothing that looks complete."""
     from torchvision import datasets
 
     aside = data_dir / f".download-{name}"

@@ -129,5 +129,5 @@ def _services() -> Iterator[Finding]:
     yield (
         ("ok" if known else "note"),
         "wandb",
-        "logged in" if known else "not logged in: log=wandb goes offline",
+        "logged in" if known else "not logged in: log=wandb logs offline",
     )

@@ -19,9 +19,9 @@ from emabench.runs.named import named_run
 if TYPE_CHECKING:
     from emabench.training.trainer import Trainer
 
-ASKED = ("decay", "half_life", "window", "sigma_rel")
+OPTIONS = ("decay", "half_life", "window", "sigma_rel")
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5)  # of the run, for --curve
-UNTRUSTED = 0.1  # share of the weight on other steps than asked for, above which a value is marked
+UNTRUSTED = 0.1  # share of the weight on other steps than requested, above which a value is marked
 
 
 def main(words: Sequence[str]) -> int:
@@ -31,9 +31,9 @@ def main(words: Sequence[str]) -> int:
     """
     curve = "--curve" in words
     config, directory, options = named_run(
-        "posthoc", [word for word in words if word != "--curve"], dict.fromkeys(ASKED, "")
+        "posthoc", [word for word in words if word != "--curve"], dict.fromkeys(OPTIONS, "")
     )
-    profiles = _curve(config) if curve else [_asked(options)]
+    profiles = _curve(config) if curve else [_requested(options)]
 
     from emabench.training.failures import explained
     from emabench.training.start import restored
@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
     console.print(shown)
     if any(moved > UNTRUSTED for *_, moved in rows):
         console.print(
-            f"? more than {UNTRUSTED:.0%} of the weight lies on other steps than asked for: the snapshots do not tell",
+            f"? more than {UNTRUSTED:.0%} of the weight lies on other steps than requested: too few snapshots for this average",
             highlight=False,
         )
     if curve:
@@ -63,11 +63,11 @@ def main(words: Sequence[str]) -> int:
     return DONE
 
 
-def _asked(options: dict[str, str]) -> Profile:
-    given = {key: value for key, value in options.items() if value and key in ASKED}
+def _requested(options: dict[str, str]) -> Profile:
+    given = {key: value for key, value in options.items() if value and key in OPTIONS}
     if len(given) != 1:
         raise UserError(
-            f"emabench posthoc RUN: give one of {', '.join(f'{key}=…' for key in ASKED)}, or --curve"
+            f"emabench posthoc RUN: give one of {', '.join(f'{key}=…' for key in OPTIONS)}, or --curve"
         )
     key, text = next(iter(given.items()))
     try:
@@ -111,7 +111,7 @@ def _measured(training: Trainer, profile: Profile) -> tuple[str, float, dict[str
     weights, fit = rebuild([s for s, _ in kept], snapshots.load_states(paths), profile, training.config.steps)
     with training.evaluator.loaded(weights):
         metrics = training.evaluator.evaluate()
-    about = {key: value for key, value in profile.to_dict().items() if key in ASKED}
+    about = {key: value for key, value in profile.to_dict().items() if key in OPTIONS}
     name = " ".join(f"{key} {value:.6g}" for key, value in about.items())
     return name, profile.effective_window(training.config.steps), metrics, fit.moved
 

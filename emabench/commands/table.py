@@ -41,8 +41,8 @@ def main(words: Sequence[str]) -> int:
         numerics.main(words[1:])
         return DONE
     words, file = _from(words)
-    name, options, asked = _read([word for word in words if word != "--pilot"])
-    overrides, pool = pooled(asked)
+    name, options, rest = _read([word for word in words if word != "--pilot"])
+    overrides, pool = pooled(rest)
     table = spec.load(name)
     if file is not None:
         return _show_file(table, file, options, overrides, pool)

@@ -104,7 +104,7 @@ def _view(words: list[str]) -> int:
 
 
 def _default_entity() -> str:
-    return _asked(lambda api: api.default_entity)
+    return _query(lambda api: api.default_entity)
 
 
 def _logged_in() -> None:
@@ -114,7 +114,7 @@ def _logged_in() -> None:
         raise UserError("W&B: not logged in; `wandb login` does that (--dry-run shows what would be made)")
 
 
-def _asked(question: Callable[[Any], Any]) -> Any:
+def _query(question: Callable[[Any], Any]) -> Any:
     """What W&B answers. Raises UserError where nobody is logged in, RunFailed where there is no answer."""
     import wandb
 
@@ -142,6 +142,6 @@ def _save(view: Any, results_dir: Path, name: str) -> str:
         view.save()
         return view.url
 
-    url = _asked(save)
+    url = _query(save)
     write_text(file, json.dumps(known | {name: url}, indent=1) + "\n")
     return url

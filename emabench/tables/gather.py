@@ -153,7 +153,7 @@ def read_run_of(path: Path) -> Run | None:
     return run
 
 
-def asked_for(path: Path) -> Run:
+def run_at(path: Path) -> Run:
     """The run that a user names. Raises UserError where there is none, RunFailed where it is damaged."""
     try:
         run = read_run(path)

@@ -99,14 +99,8 @@ class Env:
         self.name = name
         self.env, self.limit = _make_env(name, extra_steps)
         actions, observations = self.env.action_space, self.env.observation_space
-        boxes = isinstance(actions, gym.spaces.Box) and isinstance(observations, gym.spaces.Box)
-        if not boxes or {len(space.shape or ()) for space in (actions, observations)} != {1}:
-            raise UserError(
-                f"task.environment={name}: TD3 needs continuous actions and observations, each a vector"
-            )
-        assert isinstance(actions, gym.spaces.Box) and isinstance(
-            observations, gym.spaces.Box
-        )  # for the types
+        assert isinstance(actions, gym.spaces.Box)  # `_make_env` refuses any other
+        assert isinstance(observations, gym.spaces.Box)
         self.action_dim, self.observation_dim = actions.shape[0], observations.shape[0]
         self._bias, self._scale = (actions.high + actions.low) / 2, (actions.high - actions.low) / 2
         self.observation = np.empty(0, np.float32)

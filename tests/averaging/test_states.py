@@ -109,10 +109,10 @@ def test_a_changed_profile_keeps_its_weights_on_request(model):
     averager = Averager(copy.deepcopy(model), {"a": EMA(decay=0.99, debias=True), "c": Mean()})
     with pytest.raises(ValueError, match="holds averages"):
         averager.load_state_dict(state)
-    said = averager.load_state_dict(state, strict=False)
-    assert "average 'b' of the state is not one of this averager's" in said
-    assert "average 'c' is not in the state: it starts from the current weights" in said
-    assert any(line.startswith("average 'a' was {'kind': 'ema', 'decay': 0.9} and is ") for line in said)
+    reported = averager.load_state_dict(state, strict=False)
+    assert "average 'b' of the state is not one of this averager's" in reported
+    assert "average 'c' is not in the state: it starts from the current weights" in reported
+    assert any(line.startswith("average 'a' was {'kind': 'ema', 'decay': 0.9} and is ") for line in reported)
     assert averager.updates == 3
     exported = averager.export("a")
     assert torch.equal(exported["first.weight"], state["averages"]["a"]["weights"][0]["first.weight"])
@@ -132,12 +132,13 @@ def test_a_changed_model_keeps_what_is_in_both_on_request(model):
     other.first.bias = nn.Parameter(torch.zeros(7))
     del other.norm
     averager = Averager(other, PROFILES)
-    said = averager.load_state_dict(state, strict=False)
-    assert "average 'ema': 'head.weight' is not in the state and starts from the current weights" in said
+    reported = averager.load_state_dict(state, strict=False)
+    assert "average 'ema': 'head.weight' is not in the state and starts from the current weights" in reported
     assert (
-        "average 'ema': 'first.bias' has shape (4,) in the state and starts from the current weights" in said
+        "average 'ema': 'first.bias' has shape (4,) in the state and starts from the current weights"
+        in reported
     )
-    assert "average 'ema': 'norm.weight' of the state is not followed" in said
+    assert "average 'ema': 'norm.weight' of the state is not followed" in reported
     exported = averager.export("ema")
     assert torch.equal(exported["head.weight"], other.head.weight)
     kept = state["averages"]["ema"]["weights"][0]["first.weight"]
@@ -273,9 +274,9 @@ def test_averages_of_other_libraries_continue_here(peer, kind, count):
     followed = model.lightning[0] if kind == "lightning" else model
     options = {"frozen": "live"} if kind == "litema" else {}
     averager = Averager(followed, EMA(decay=0.9), **options)
-    said = averager.load_foreign(saved)
+    reported = averager.load_foreign(saved)
     assert averager.updates == count
-    assert any("keeps no count" in line for line in said) == (count == 0)
+    assert any("keeps no count" in line for line in reported) == (count == 0)
     held = holder()
     named = dict(held.named_parameters()) if isinstance(held, nn.Module) else None
     order = [n for n, p in model.named_parameters() if p.requires_grad or kind != "litema"]

@@ -12,7 +12,7 @@ from emabench.tables.verdict import Kind
 def test_the_claims_of_section_15_are_judged() -> None:
     table = spec.read(Path(numerics.__file__).with_suffix(".yaml"))
     judged = numerics.judged(table, range(100, 111), lengths=(100, 1000))
-    # Rows at 10 000 steps are not there: nothing of them is said.
+    # Rows at 10 000 steps are not there: nothing of them is reported.
     assert judged.rulings[0].verdicts["article"].kind is Kind.NOT_COMPARABLE
     shorter = {
         key: row.model_copy(update={"average": row.average.replace("_1000", "_100")})  # type: ignore[union-attr]

@@ -88,10 +88,10 @@ def test_a_file_that_is_no_image_is_named_in_one_line(
 ) -> None:
     bad = photographs / "dog/4.JPEG"
     bad.write_bytes(damage(bad.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(UserError, match=r"dog/4\.JPEG is not an image.*remove or replace it$") as said:
+    with pytest.raises(UserError, match=r"dog/4\.JPEG is not an image.*remove or replace it$") as message:
         for step in range(3):
             stream(photographs, workers).batch(step)
-    assert "Traceback" not in str(said.value)
+    assert "Traceback" not in str(message.value)
     with pytest.raises(UserError, match=r"dog/4\.JPEG"):
         list(in_order(Folder(photographs, evaluation_view(14)), 5, workers))
 

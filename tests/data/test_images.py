@@ -1,4 +1,4 @@
-"""Image files are read as they are published, and what is wrong with them is said."""
+"""Image files are read as they are published, and what is wrong with them is reported."""
 
 from __future__ import annotations
 
@@ -117,11 +117,11 @@ def say_more(path: Path) -> None:
 )
 def test_damaged_idx_files_are_named(fashion: Path, damage: Any) -> None:
     damage(fashion / "fashion-mnist/train-images-idx3-ubyte.gz")
-    with pytest.raises(UserError) as said:
+    with pytest.raises(UserError) as message:
         images.load("fashion_mnist", fashion, train=True)
-    assert "task.data=fashion_mnist" in str(said.value)
-    assert str(fashion / "fashion-mnist") in str(said.value)
-    assert "apt install dataset-fashion-mnist" in str(said.value)
+    assert "task.data=fashion_mnist" in str(message.value)
+    assert str(fashion / "fashion-mnist") in str(message.value)
+    assert "apt install dataset-fashion-mnist" in str(message.value)
     assert len(images.load("fashion_mnist", fashion, train=False)) == 20  # the other files are as they were
 
 
@@ -165,10 +165,10 @@ def test_damaged_cifar_batches_are_named_and_run_nothing(
 
 def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_get_it(cifar: Path) -> None:
     shutil.rmtree(cifar / "cifar-10-batches-py")
-    with pytest.raises(UserError) as said:
+    with pytest.raises(UserError) as message:
         images.load("cifar10", cifar, train=True)
-    assert str(cifar / "cifar-10-batches-py") in str(said.value)
-    assert "cifar-10-python.tar.gz" in str(said.value)
+    assert str(cifar / "cifar-10-batches-py") in str(message.value)
+    assert "cifar-10-python.tar.gz" in str(message.value)
 
 
 def test_resizing_averages_over_the_area() -> None:

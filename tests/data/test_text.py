@@ -181,8 +181,8 @@ def test_a_corpus_that_is_none_is_answered_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     assert f"{tmp_path / 'empty.txt'} is empty" in refusal("empty.txt", tmp_path)
     (tmp_path / "latin.txt").write_bytes("schön".encode("latin-1"))
-    said = refusal("latin.txt", tmp_path)
-    assert f"{tmp_path / 'latin.txt'} is not UTF-8 (byte 3)" in said and "iconv" in said
+    message = refusal("latin.txt", tmp_path)
+    assert f"{tmp_path / 'latin.txt'} is not UTF-8 (byte 3)" in message and "iconv" in message
     (tmp_path / "bare").mkdir()
     assert f"no .txt, .md, .rst, .tokens file in {tmp_path / 'bare'}" in refusal("bare", tmp_path)
     (tmp_path / "bare" / "ptb.train.txt").write_text("a b\n")

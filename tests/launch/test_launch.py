@@ -63,7 +63,7 @@ def test_a_bad_job_is_said_before_the_first_starts(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["task=moco", "task.queue=64,65"], "task.queue=65: must be a multiple"),
         (["task=quadratic", "devices=2", "seed=0,1"], "devices=2: task quadratic trains in one process"),
@@ -74,11 +74,11 @@ def test_a_bad_job_is_said_before_the_first_starts(
     ],
 )
 def test_what_a_task_would_refuse_is_said_before_the_first_starts(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [f"results_dir={tmp_path}", f"data_dir={tmp_path}"]
     assert main(["-m", *words, "scale=smoke", *folders]) == MISTAKE
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not run_directories(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_a_table_whose_runs_fail_says_so_and_fails(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["device=auto,cpu"], "device=cpu: is the same run as device=auto"),
         (["jobs=two"], "jobs=two: should be a whole number"),
@@ -142,10 +142,10 @@ def test_a_table_whose_runs_fail_says_so_and_fails(
     ],
 )
 def test_words_that_a_sweep_cannot_take(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["-m", "task=quadratic", "scale=smoke", f"results_dir={tmp_path}", *words]) == MISTAKE
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not run_directories(tmp_path)
 
 
@@ -176,7 +176,7 @@ def test_torchrun_is_for_one_run(
 
 
 def test_workers_do_not_outlive_who_started_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """SIGKILL takes the sweep; its runs write their checkpoints, and the same command goes on from there."""
+    """SIGKILL takes the sweep; its runs write their checkpoints, and the same command resumes from there."""
     words = ["-m", "task=quadratic", "scale=smoke", "device=cpu", "seed=0,1", "steps=12000", "log_every=100"]
     words += [f"results_dir={tmp_path}"]
     runs = [smoke(tmp_path, f"seed={seed}", "steps=12000", "log_every=100") for seed in (0, 1)]
@@ -192,7 +192,7 @@ def test_workers_do_not_outlive_who_started_them(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("ema.decay=0.5", "takes away ema_"),
         ("sedes=3", "did you mean 'seeds'"),
@@ -200,10 +200,10 @@ def test_workers_do_not_outlive_who_started_them(tmp_path: Path, capsys: pytest.
     ],
 )
 def test_words_that_a_table_cannot_take(
-    word: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    word: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["table", "ddpm_cifar10", "scale=smoke", f"results_dir={tmp_path}", word]) == MISTAKE
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not run_directories(tmp_path)
 
 

@@ -80,7 +80,7 @@ def local_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_an_interrupted_job_is_requeued_and_gives_what_a_local_run_gives(
     tmp_path: Path, local_rows: dict[str, Any]
 ) -> None:
-    """Two runs side by side in one job, which is told to stop while they train."""
+    """Two runs side by side in one job, which is signalled while they train."""
     runs = long_runs(tmp_path / "job")
     executor = submitit.LocalExecutor(tmp_path / "log")
     executor.update_parameters(timeout_min=10, stderr_to_stdout=True)
@@ -129,7 +129,7 @@ def test_every_profile_starts_from_the_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         ("locl", {}, "did you mean 'local'"),
         ("local", {"gpu": 1}, "did you mean 'gpus'"),
@@ -140,12 +140,12 @@ def test_every_profile_starts_from_the_default(tmp_path: Path) -> None:
         ("local", {"sbatch": {"array": "0-3"}}, "array: emabench sets that itself"),
     ],
 )
-def test_a_mistake_in_a_profile_is_named(name: str, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said.replace(".", r"\.")):
+def test_a_mistake_in_a_profile_is_named(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
         slurm.profile(name, changes)
 
 
-def test_without_slurm_it_is_said(
+def test_without_slurm_it_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -422,8 +422,8 @@ def test_the_plain_template_goes_on_where_it_was_stopped(
     wait_until(lambda: steps_done(there.directory()) > 10, "it trains")
     subprocess.run(["scancel", "--signal=USR2", "--batch", job], check=True)
     wait_until(lambda: not slurm.queue(), "the queue is empty")
-    said = (tmp_path / "log").read_text()
-    assert "stopped at step" in said and "resumes from step" in said
+    message = (tmp_path / "log").read_text()
+    assert "stopped at step" in message and "resumes from step" in message
     result = RunDirectory(there.directory()).result()
     assert result and result.environment["processes"] == int(processes or 1)
     if not processes:

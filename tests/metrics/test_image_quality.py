@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_training() -> Iterator[None]:
-    """150 steps tell these images apart."""
+    """150 steps separate these images."""
     with pytest.MonkeyPatch.context() as patched:
         train = features._train
         patched.setattr(features, "_train", lambda *args, steps=150: train(*args, steps=steps))
@@ -102,7 +102,7 @@ def test_inception_score_is_the_exponential_of_the_mutual_information(
     expected = np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
     assert quality.measure(fake)["is"] == pytest.approx(expected, rel=1e-4)
     assert 1 <= expected <= real.classes
-    # No classifier of three classes can score more than 3, and these images are told apart nearly always.
+    # No classifier of three classes can score more than 3, and these images are distinguished nearly always.
     assert 2.5 < quality.references()["is_real"] <= 3
     one_image = real.images[:1].expand(100, -1, -1, -1)
     assert quality.measure(one_image)["is"] == pytest.approx(1, abs=1e-5)

@@ -1,4 +1,4 @@
-"""What is said of verdicts, claims and what was trained."""
+"""How verdicts, claims and trainings are worded."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_directory_of_another_configuration_is_refused(tmp_path: Path) -> None:
     assert run_directories(tmp_path) == [mine.directory()]
 
 
-def test_unwritable_results_dir_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_unwritable_results_dir_is_the_users_to_fix(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     mine = config(f"results_dir={tmp_path}/file/results")
     with pytest.raises(UserError, match="results_dir="):

@@ -19,7 +19,7 @@ from emabench.tables import gather, spec
 from emabench.tables.claims.gain import Gain
 from emabench.tables.claims.optimum import Optimum
 from emabench.tables.curves import tracks, window_curve, window_curves
-from emabench.tables.gather import Run, all_runs, asked_for, read_run
+from emabench.tables.gather import Run, all_runs, read_run, run_at
 from emabench.tables.judge import Judged, judge, survivors
 from emabench.tables.verdict import Kind
 
@@ -413,7 +413,7 @@ def test_a_damaged_result_is_named_and_set_aside(tmp_path: Path, damage: object)
     assert [run.result.seed for run in there] == [0, 2]
     assert len(unreadable) == 1 and str(file) in unreadable[0]
     with pytest.raises(RunFailed, match="rerun=true"):
-        asked_for(path)
+        run_at(path)
 
 
 @pytest.mark.parametrize("edit", ['"seed": 7', '"scale": "paper"'])
@@ -436,19 +436,19 @@ def test_a_result_that_is_a_directory_is_set_aside(tmp_path: Path) -> None:
     assert len(there) == 1 and "cannot be read" in unreadable[0]
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_what_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        asked_for(tmp_path / "nowhere")
+        run_at(tmp_path / "nowhere")
     (tmp_path / "unfinished").mkdir()
     assert read_run(tmp_path / "unfinished") is None
     with pytest.raises(UserError, match=r"no result\.json yet"):
-        asked_for(tmp_path / "unfinished")
+        run_at(tmp_path / "unfinished")
 
 
 def test_a_run_reads_its_files(tmp_path: Path) -> None:
     run = golden.diffusion(tmp_path, 1)["constant"][0]
     assert run and run.path
-    assert asked_for(run.path / "result.json").result == run.result
+    assert run_at(run.path / "result.json").result == run.result
     assert run.config["steps"] == 5000
     assert [step for step, _ in run.measured("raw", "fid")] == list(range(500, 5001, 500))
     assert run.measured("raw", "fid")[-1][1] == run.value("raw", "fid")

@@ -122,7 +122,7 @@ def test_what_is_not_committed_is_chosen_after(tmp_path: Path) -> None:
     assert not chosen_after(since, [], file), "before there are runs nothing can have been seen"
 
 
-def test_without_a_history_nothing_is_said(tmp_path: Path) -> None:
+def test_without_a_history_nothing_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "t.yaml"
     file.write_text(yaml.safe_dump({"claims": [CLAIM]}))
     assert claims_since(file) == [None]

@@ -134,7 +134,7 @@ def test_amounts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"qestion": "?"}, "qestion: there is no such key; did you mean 'question'?"),
         ({"rows.ema.arm": "constnt"}, "rows.ema.arm=constnt: there is no such arm; did you mean 'constant'?"),
@@ -157,11 +157,13 @@ def test_amounts() -> None:
         ({"control": "betr"}, "control.claim=betr: there is no such claim; did you mean 'better'?"),
     ],
 )  # fmt: skip
-def test_mistakes_are_said_with_file_and_key(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_mistakes_are_reported_with_file_and_key(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError) as error:
         read(tmp_path, change)
     assert "some_table.yaml" in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert len(str(error.value).splitlines()) <= 2
 
 

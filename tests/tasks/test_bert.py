@@ -60,7 +60,7 @@ def unmasked(batch: Batch) -> torch.Tensor:
 def test_segments_are_text_and_the_second_follows_or_does_not() -> None:
     batch = sequences().draw(400, generator(0, "test"))
     follows = 0
-    for ids, segments, said in zip(unmasked(batch), batch.segments, batch.is_next, strict=True):
+    for ids, segments, message in zip(unmasked(batch), batch.segments, batch.is_next, strict=True):
         assert ids[0] == 2 and ids[-1] == 3
         first = ids[segments == 0][1:-1]
         second = ids[segments == 1][:-1]
@@ -68,8 +68,8 @@ def test_segments_are_text_and_the_second_follows_or_does_not() -> None:
         assert len(first) + len(second) == 61 and min(len(first), len(second)) >= 15
         for piece in (first, second):
             assert torch.equal(piece.diff(), torch.ones_like(piece[1:]))
-        assert bool(said) == (second[0] == first[-1] + 1)
-        follows += int(said)
+        assert bool(message) == (second[0] == first[-1] + 1)
+        follows += int(message)
     assert 150 < follows < 250
 
 
@@ -377,7 +377,7 @@ def test_detrending_takes_out_a_line_and_nothing_else() -> None:
 def test_mistakes_are_said_in_one_line(tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("a few words\n" * 5)
-    for words, said in (
+    for words, message in (
         (["task.heads=3"], r"^task\.heads=3: does not divide task\.hidden=16$"),
         (
             [f"task.corpus={short}"],
@@ -385,5 +385,5 @@ def test_mistakes_are_said_in_one_line(tmp_path: Path) -> None:
         ),
         (["task.tokenizer=nowhere.json"], r"^task\.tokenizer=nowhere.json: is neither .*leave it null"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             make(tmp_path, *words)

@@ -173,7 +173,7 @@ def test_folders_are_trained_on_and_measured(tmp_path: Path) -> None:
     assert train(fresh, 4, 7) == losses
 
 
-def test_folders_that_do_not_fit_are_the_users_to_mend(tmp_path: Path) -> None:
+def test_folders_that_do_not_fit_are_the_users_to_fix(tmp_path: Path) -> None:
     place = ["task.data=imagenet", "task.image_size=16", f"data_dir={tmp_path}"]
     with pytest.raises(UserError, match=r"task\.data=imagenet: not found in .*imagenet.*\n.*image-net\.org"):
         make(*place)

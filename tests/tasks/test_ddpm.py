@@ -170,7 +170,7 @@ def test_references_and_what_it_was_measured_with() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("task.attention=[true,false]", r"task\.attention=\[True, False\]: takes one value for each"),
         ("task.groups=3", r"task\.groups=3: has to divide"),
@@ -180,11 +180,11 @@ def test_references_and_what_it_was_measured_with() -> None:
         ("task.dropout=2.0", r"task\.dropout=2\.0"),
     ],
 )
-def test_options_that_do_not_fit_are_the_users_to_mend(override: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_options_that_do_not_fit_are_the_users_to_fix(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make(override)
 
 
-def test_resolutions_that_cannot_be_halved_are_said() -> None:
+def test_resolutions_that_cannot_be_halved_are_reported() -> None:
     with pytest.raises(UserError, match=r"task\.image_size=12.*multiple of 8"):
         make("task.image_size=12", "task.channels=[8,8,8,8]", "task.attention=[false,false,false,false]")

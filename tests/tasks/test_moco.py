@@ -167,7 +167,7 @@ def test_a_mirrored_view_is_the_mirror_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("queue", "fits"), [(8, 16), (40, 32), (63, 64)])
-def test_a_queue_that_does_not_fit_the_batch_is_said(tmp_path: Path, queue: int, fits: int) -> None:
+def test_a_queue_that_does_not_fit_the_batch_is_reported(tmp_path: Path, queue: int, fits: int) -> None:
     with pytest.raises(UserError, match=rf"^task\.queue={queue}: .*batch_size=16.* {fits} say$"):
         make(tmp_path, f"task.queue={queue}")
 
@@ -250,7 +250,7 @@ def test_keys_come_back_in_the_order_of_their_queries(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             None,
@@ -260,8 +260,8 @@ def test_keys_come_back_in_the_order_of_their_queries(tmp_path: Path) -> None:
         ("n0 n7 n8", "n7 and 1 more are not in"),
     ],
 )
-def test_a_wrong_class_list_is_said(imagenet: Path, text: str | None, said: str) -> None:
+def test_a_wrong_class_list_is_reported(imagenet: Path, text: str | None, message: str) -> None:
     if text is not None:
         (imagenet / "wrong.txt").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         make(imagenet, *FOLDERS, "task.classes=wrong.txt")

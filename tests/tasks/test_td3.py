@@ -260,7 +260,7 @@ def test_resumed_in_the_middle_of_an_episode(tmp_path: Path) -> None:
     assert np.array_equal(again.train_env.observation, task.train_env.observation)
 
 
-def test_an_environment_that_cannot_be_repeated_is_said(tmp_path: Path) -> None:
+def test_an_environment_that_cannot_be_repeated_is_reported(tmp_path: Path) -> None:
     task = walk(tmp_path, name="Chance")
     task.train_step(task.batch(0), 0)
     assert task.train_env.actions
@@ -269,7 +269,7 @@ def test_an_environment_that_cannot_be_repeated_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("Pendulm-v1", "did you mean 'Pendulum-v1'"),
         ("Qwertyuiop-v0", "known: .*Pendulum-v1"),
@@ -281,14 +281,14 @@ def test_an_environment_that_cannot_be_repeated_is_said(tmp_path: Path) -> None:
         ("!", "no such environment"),
     ],
 )
-def test_an_environment_that_will_not_do_is_said(tmp_path: Path, name: str, said: str) -> None:
-    with pytest.raises(UserError, match=said) as caught:
+def test_an_environment_that_will_not_do_is_reported(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         make(tmp_path, f"task.environment='{name}'")
     assert str(caught.value).startswith(f"task.environment={name}: ")
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> None:
         raise gym.error.DependencyNotInstalled("MuJoCo is not installed, run `pip install gymnasium[mujoco]`")
 

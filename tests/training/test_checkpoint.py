@@ -44,9 +44,9 @@ def test_one_that_cannot_be_read_is_passed_over(tmp_path: Path, monkeypatch: pyt
         return read(self)
 
     monkeypatch.setattr(Path, "read_bytes", failing)
-    said: list[str] = []
-    assert (load_latest(tmp_path, said.append) or (0, {}))[0] == 1
-    assert "Input/output error" in said[0]
+    message: list[str] = []
+    assert (load_latest(tmp_path, message.append) or (0, {}))[0] == 1
+    assert "Input/output error" in message[0]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
@@ -57,11 +57,11 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, damage: str
     if damage == "flip":
         data[len(data) // 2] ^= 1
     path.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[damage])
-    said: list[str] = []
-    step, _ = load_latest(tmp_path, said.append) or (0, {})
+    message: list[str] = []
+    step, _ = load_latest(tmp_path, message.append) or (0, {})
     assert step == 1
-    assert len(said) == 1
-    assert path.name in said[0]
+    assert len(message) == 1
+    assert path.name in message[0]
 
 
 def test_all_damaged_is_none(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_a_hostile_file_runs_no_code_though_its_sum_is_right(tmp_path: Path) -> 
     assert b"touch" in data or b"pwned" in data
     plain = pickle.dumps({"x": Hostile()}, protocol=2)  # a pickle as such, not torch's archive of one
     (tmp_path / f"step-00000003-{hashlib.sha256(plain).hexdigest()[:16]}.pt").write_bytes(plain)
-    said: list[str] = []
-    step, _ = load_latest(tmp_path, said.append) or (0, {})
+    message: list[str] = []
+    step, _ = load_latest(tmp_path, message.append) or (0, {})
     assert step == 1
-    assert len(said) == 2
+    assert len(message) == 2
     assert not (tmp_path / "pwned").exists()
 
 

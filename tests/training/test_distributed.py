@@ -169,10 +169,10 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(tmp_path: Path) 
     wait_until(lambda: latest(parted) > 2, process)
     assert listening(process.pid) == {"0100007F"}  # 127.0.0.1: nobody in the network can connect
     os.kill(second_of(process.pid), signal.SIGTERM)
-    _, said = process.communicate(timeout=400)
-    assert process.returncode == 75, said
-    assert "stopped at step" in said
-    assert "Traceback" not in said
+    _, message = process.communicate(timeout=400)
+    assert process.returncode == 75, message
+    assert "stopped at step" in message
+    assert "Traceback" not in message
     assert 2 < latest(parted) < 60
     one = smoke(tmp_path / "one", *words)
     found = run(parted.model_copy(update={"devices": 1, "parallel": "ddp"}))
@@ -190,9 +190,9 @@ def test_a_process_that_is_killed_is_named_in_the_result(tmp_path: Path) -> None
     )
     wait_until(lambda: latest(config) > 2, process)
     os.kill(second_of(process.pid, min), signal.SIGKILL)
-    _, said = process.communicate(timeout=400)
-    assert process.returncode == 1, said
-    assert "process 0 of 2 was ended by SIGKILL; the same command resumes" in said.replace("\n", " ")
+    _, message = process.communicate(timeout=400)
+    assert process.returncode == 1, message
+    assert "process 0 of 2 was ended by SIGKILL; the same command resumes" in message.replace("\n", " ")
     result = RunDirectory(config.directory()).result()
     assert result and result.status == "failed" and "was ended by SIGKILL" in str(result.reason)
 
@@ -243,22 +243,22 @@ def test_a_signal_before_the_processes_listen_is_an_interruption(tmp_path: Path)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     wait_until(lambda: len(children.read_text().split()) > 1, process)
     os.killpg(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=400)
-    assert process.returncode == INTERRUPTED, said
+    _, message = process.communicate(timeout=400)
+    assert process.returncode == INTERRUPTED, message
     assert run(smoke(tmp_path, "task=ddpm")).status == "finished"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["batch_size=15", "devices=2"], "batch_size=15: cannot be divided among devices=2"),
         (["devices=2", "parallel=fsdp", "precision=fp16"], "precision=fp16"),
     ],
 )
 def test_what_cannot_be_shared_is_said_before_anything_starts(
-    words: list[str], said: str, tmp_path: Path
+    words: list[str], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         run(smoke(tmp_path, "task=ddpm", *words))
     assert not list(tmp_path.iterdir())
 

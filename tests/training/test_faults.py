@@ -1,4 +1,4 @@
-"""What goes wrong around a run, made to happen: the run says it in a line, nothing is lost, the same command goes on."""
+"""What goes wrong around a run, made to happen: the run says it in a line, nothing is lost, the same command resumes."""
 
 from __future__ import annotations
 
@@ -87,17 +87,17 @@ def test_a_full_disk_is_said_and_loses_nothing(
     config = undisturbed.model_copy(update={"results_dir": str(folder)})
     with pytest.raises(RunFailed) as failed:
         run(config)
-    said = str(failed.value)
-    assert "no room in" in said
-    assert str(folder) in said
-    assert "make room" in said
+    reported_text = str(failed.value)
+    assert "no room in" in reported_text
+    assert str(folder) in reported_text
+    assert "make room" in reported_text
     directory = RunDirectory(config.directory())
     found = load_latest(directory.checkpoints, pytest.fail)  # what was whole is whole
     assert found
     assert 10 <= found[0] < config.steps
     assert not list(directory.path.rglob("*.tmp"))
     with pytest.raises((RunFailed, UserError), match="room"):
-        run(config)  # still full: said again, still nothing lost
+        run(config)  # still full: reported again, still nothing lost
     assert load_latest(directory.checkpoints, pytest.fail)
     make_room()
     assert run(config).status == "finished"
@@ -114,7 +114,7 @@ def test_what_a_killed_process_left_behind_goes(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_a_results_dir_that_cannot_be_written_to_is_the_users_to_mend(
+def test_a_results_dir_that_cannot_be_written_to_is_the_users_to_fix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A file system mounted read-only, where one may be; else a path below a file."""
@@ -127,9 +127,9 @@ def test_a_results_dir_that_cannot_be_written_to_is_the_users_to_mend(
     finally:
         if mounted:
             subprocess.run(["umount", str(tmp_path)], check=True)
-    said = capsys.readouterr().err
-    assert f"results_dir={results}/results" in said
-    assert "choose another" in said
+    reported_text = capsys.readouterr().err
+    assert f"results_dir={results}/results" in reported_text
+    assert "choose another" in reported_text
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------
@@ -153,9 +153,9 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     data[len(data) // 2] ^= 1
     latest.write_bytes(data if damage == "flip" else data[: len(data) // 2])
     run(config)
-    said = capsys.readouterr().err
-    assert f"{latest} is damaged" in said
-    assert "resumes from step 100" in said
+    reported_text = capsys.readouterr().err
+    assert f"{latest} is damaged" in reported_text
+    assert "resumes from step 100" in reported_text
     assert_as_undisturbed(config, undisturbed)
 
 
@@ -232,7 +232,7 @@ def test_a_terminal_that_closes_stops_the_run_as_a_signal_does(undisturbed: Conf
 
 
 def test_a_hang_up_that_was_to_be_ignored_is() -> None:
-    """`nohup emabench …` goes on."""
+    """`nohup emabench …` keeps running."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_requests() as stop:
@@ -260,9 +260,9 @@ def test_a_signal_to_all_processes_of_a_run_stops_it_at_a_step(tmp_path: Path) -
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=100)
-    assert process.returncode == INTERRUPTED, said
-    assert "stopped at step" in said
+    _, reported_text = process.communicate(timeout=100)
+    assert process.returncode == INTERRUPTED, reported_text
+    assert "stopped at step" in reported_text
 
 
 def test_measuring_is_stopped_at_once(
@@ -334,9 +334,9 @@ def test_a_data_worker_that_dies_is_named(
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_save", killing)
         assert main(words) == FAILED
-    said = capsys.readouterr().err
-    assert "a process that reads data died" in said
-    assert "workers=" in said
+    reported_text = capsys.readouterr().err
+    assert "a process that reads data died" in reported_text
+    assert "workers=" in reported_text
     assert main(words) == DONE
     assert "resumes from step 2" in capsys.readouterr().err
 
@@ -500,8 +500,8 @@ def test_a_run_of_another_version_is_refused_in_words_and_left_alone(
         with pytest.raises(RunFailed, match=r"result\.json"):
             run(config)
     assert main(["report", f"results_dir={tmp_path / 'results'}"]) == DONE
-    said = capsys.readouterr().out
-    assert "1 run\n" in said or f"not read: {file}" in said
+    reported_text = capsys.readouterr().out
+    assert "1 run\n" in reported_text or f"not read: {file}" in reported_text
     assert file.read_bytes() == before
 
 
@@ -516,9 +516,9 @@ def test_training_goes_on_without_the_network(
     monkeypatch.setattr("emabench.runs.tracking._init", _unreachable)
     config = undisturbed.model_copy(update={"results_dir": str(tmp_path), "log": "wandb"})
     run(config)
-    said = capsys.readouterr().err
-    assert "logging offline" in said
-    assert "continuing without it" in said
+    reported_text = capsys.readouterr().err
+    assert "logging offline" in reported_text
+    assert "continuing without it" in reported_text
     assert_as_undisturbed(config, undisturbed)
 
 
@@ -570,9 +570,9 @@ def test_a_checkpoint_under_another_number_is_not_believed(
     path = next(RunDirectory(config.directory()).checkpoints.glob("step-00000105-*"))
     path.rename(path.with_name(path.name.replace("00000105", "00000160")))
     assert run(config).status == "finished"
-    said = capsys.readouterr().err
-    assert "is of step 105, and was renamed" in said
-    assert "resumes from step 100" in said
+    reported_text = capsys.readouterr().err
+    assert "is of step 105, and was renamed" in reported_text
+    assert "resumes from step 100" in reported_text
     assert_as_undisturbed(config, undisturbed)
 
 

@@ -60,7 +60,7 @@ def test_evaluate_makes_a_damaged_result_whole(trained: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["export"], "export RUN"),
         (["export", "RUN"], "of this run raw, ema_0.5, ema_0.9"),
@@ -70,8 +70,8 @@ def test_evaluate_makes_a_damaged_result_whole(trained: Config) -> None:
         (["evaluate", "RUN", "x=1"], "no such option"),
     ],
 )
-def test_mistakes_are_said(
-    trained: Config, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+def test_mistakes_are_reported(
+    trained: Config, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert main([str(trained.directory()) if word == "RUN" else word for word in words]) == MISTAKE
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

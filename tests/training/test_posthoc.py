@@ -57,12 +57,13 @@ def test_snapshots_that_are_gone_are_counted(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["decay=0.9"], "snapshots.every"), (["decay=1.5"], "decay=1.5"), ([], "give one of")]
+    ("words", "message"),
+    [(["decay=0.9"], "snapshots.every"), (["decay=1.5"], "decay=1.5"), ([], "give one of")],
 )
-def test_mistakes_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+def test_mistakes_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     asked = config(f"results_dir={tmp_path}", "device=cpu", "steps=5")
     run(asked)
     assert main(["posthoc", str(asked.directory()), *words]) == MISTAKE
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

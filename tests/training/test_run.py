@@ -1,4 +1,4 @@
-"""Runs: they diverge, fail, are begun anew, are compiled. What holds for every task is in `emabench.testing.suite`."""
+"""Runs: they diverge, fail, are trained again, are compiled. What holds for every task is in `emabench.testing.suite`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_diverged_run_is_no_number(tmp_path: Path) -> None:
 
 
 def test_rerun_begins_anew_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where training was not finished; from there on the same command goes on with what it began."""
+    """Also where training was not finished; from there on the same command resumes what it began."""
     config = smoke("quadratic", tmp_path, "steps=20", "checkpoint.every=1")
     begun = []
     inner = Trainer.begin
