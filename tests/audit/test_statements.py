@@ -40,6 +40,16 @@ def test_the_verdict_follows_the_formula(each: Statement) -> None:
     assert result_of(each.id).verdict is Verdict.WRONG  # and back
 
 
+@pytest.mark.parametrize(
+    "each",
+    [each for each in EVERY if each.verdict is Verdict.CONDITIONAL and each.right is not None],
+    ids=lambda each: each.id,
+)
+def test_a_corrected_form_needs_no_further_assumption(each: Statement) -> None:
+    assert run(each.swapped()).verdict is Verdict.HOLDS
+    assert result_of(each.id).verdict is Verdict.CONDITIONAL
+
+
 def test_ids_name_one_statement_each() -> None:
     assert len({each.id for each in EVERY}) == len(EVERY)
 
@@ -71,6 +81,11 @@ TRUE_MADE_FALSE = {
     "24": lambda theta, n: sum(theta[-n - 1 :]) / n,
     "63": lambda beta, f: (1 - beta) / (1 - beta - 2j * math.pi * f),
     "92": lambda eta, beta, T, h: T * (1 - beta) / eta,
+    "10": lambda beta, rho: (1 - beta) / (1 + beta) / 2,
+    "16": lambda beta: 1 - beta,
+    "8.1-gain": (0.3, 0.6),
+    "15.3-cost": (1, 2),
+    "17.3-slower": 4,
 }
 
 

@@ -7,12 +7,13 @@ import math
 import numpy as np
 
 from emabench.audit.statement import (
+    CONDITIONAL,
     EMPIRICAL,
     HOLDS,
-    WRONG,
     Effort,
     Form,
     Outcome,
+    conditional,
     reported,
     statement,
     truth,
@@ -52,19 +53,22 @@ def imagenet_numbers(rows: Form, effort: Effort) -> Outcome:
     "8.1-gain",
     section="8.1",
     says="The EMA brings 0.3 to 0.5 % (top-1).",
-    verdict=WRONG,
+    verdict=CONDITIONAL,
     method="differences of the table's own rows",
     printed=(0.3, 0.5),
     corrected=r"+0.3 \text{ and } +0.4 \text{ points for the two EMAs; } +0.5 \text{ is SWA's}",
     right=(0.3, 0.4),
+    needs="SWA counts as an EMA, as the heading of §5 has it",
     table="imagenet_resnet50",
     note="Points, not per cent.",
 )
 def imagenet_gains(claimed: Form, effort: Effort) -> Outcome:
-    gains = [IMAGENET[row]["top1"] - IMAGENET["sgd"]["top1"] for row in ("ema99", "ema999")]
-    same = np.allclose(claimed, (min(gains), max(gains)))
-    return truth(
-        bool(same), f"{min(gains):.1f} to {max(gains):.1f} points", f"{claimed[0]:g} to {claimed[1]:g}"
+    gains = [IMAGENET[row]["top1"] - IMAGENET["sgd"]["top1"] for row in ("ema99", "ema999", "swa")]
+    return conditional(
+        bool(np.allclose(claimed, (min(gains[:2]), max(gains[:2])))),
+        bool(np.allclose(claimed, (min(gains), max(gains)))),
+        f"{min(gains[:2]):.1f} to {max(gains[:2]):.1f} points, with SWA to {max(gains):.1f}",
+        f"{claimed[0]:g} to {claimed[1]:g}",
     )
 
 

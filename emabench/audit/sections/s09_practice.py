@@ -323,20 +323,25 @@ def early_large(ramp: Form, effort: Effort) -> Outcome:
     "9.3-bias",
     section="9.3",
     says="Without the correction (3) early averages are biased towards zero: use it.",
-    verdict=WRONG,
-    method="the class of §9.2, its average divided by the correction",
+    verdict=CONDITIONAL,
+    method="the class of §9.2, and an average from zero, divided by the correction",
     printed=lambda beta, t: 1 - beta ** (t + 1),
     corrected=r"\text{from a copy of } \boldsymbol{\theta}_0 \text{ (the class of §9.2): divide by nothing}",
     right=lambda beta, t: 1.0,
     states="the class of §9.2, which starts from a copy",
-    note="Right for an average that starts at zero, with 1 − β^t. The class of §9.2 does not.",
+    needs="the average starts at zero one step before the first weights, θ_ema,−1 = 0, not from a copy",
+    note="The class of §9.2 starts from a copy: (3) then multiplies its weights by up to 1/(1 − β).",
 )
 def correct_a_copy(divisor: Form, effort: Effort) -> Outcome:
     factor = {t: ema([5.0] * t, 0.999, 5.0)[-1] / divisor(0.999, t) / 5.0 for t in (1, 10, 100)}
-    return truth(
+    from_zero = {t: ema([5.0] * (t + 1), 0.999, 0.0)[-1] / divisor(0.999, t) / 5.0 for t in (1, 10, 100)}
+    return conditional(
         all(math.isclose(value, 1.0) for value in factor.values()),
+        all(math.isclose(value, 1.0) for value in from_zero.values()),
         "weights of constant 5 average to 5",
-        ", ".join(f"to {number(5 * value)} after {t}" for t, value in factor.items()) + " steps (β = 0.999)",
+        ", ".join(f"to {number(5 * value)} after {t}" for t, value in factor.items())
+        + " steps (β = 0.999); from zero to "
+        + ", ".join(number(5 * value) for value in from_zero.values()),
     )
 
 

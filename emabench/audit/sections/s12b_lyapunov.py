@@ -273,14 +273,15 @@ def limit_of_V(slope: Form, effort: Effort) -> Outcome:
     printed=lambda q, t: (1 - q.h * q.eta) ** t * q.start**2,
     corrected=r"\mathbb{E}\|\boldsymbol{\theta}_t-\boldsymbol{\theta}^*\|^2\leq(1-\mu\eta)^t\|\boldsymbol{\theta}_0-\boldsymbol{\theta}^*\|^2+\frac{\eta\sigma^2}{\mu},\quad \eta\leq 1/L",
     right=lambda q, t: (1 - q.h * q.eta) ** t * q.start**2 + q.eta * q.sigma2 / q.h,
-    states="SGD with noise of variance σ²",
-    note="Noise has a floor; the bound has none.",
+    states="SGD with noise of variance σ², t ≤ τ_1 of (60)",
+    note="Noise has a floor; the bound has none. Without noise it holds for η ≤ 1/L.",
 )
 def phase_1(bound: Form, effort: Effort) -> Outcome:
-    cases = (
-        (where(q, T), 2 / q.h * q.iterate_excess(T), bound(q, T))
-        for q, T in quadratics(effort, effort.times(3000))
+    phase = (
+        (q, T, math.log(1 / (q.h * q.eta)) / (q.h * q.eta)) for q, T in quadratics(effort, effort.times(3000))
     )
+    within = ((q, min(T, int(tau_1))) for q, T, tau_1 in phase if tau_1 >= 1)
+    cases = ((where(q, T), 2 / q.h * q.iterate_excess(T), bound(q, T)) for q, T in within)
     found = search(case for case in cases if case[2] > 1e-12)
     return truth(
         found.clean,

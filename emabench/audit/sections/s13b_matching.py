@@ -218,7 +218,8 @@ def best_filter(s2: float, S0: float, fs: float) -> float:
     corrected=r"1-\beta^*\approx\min\left(1,\ 4f_s\left(\frac{\pi^2S_0}{\sigma^2}\right)^{1/3}\right)\quad\text{for } S_0\gg\sigma^2;\ \beta^*\to 1\text{ for }S_0\leq\sigma^2",
     right=lambda s2, S0, fs: min(1.0, 4 * fs * (math.pi**2 * S0 / s2) ** (1 / 3)),
     states="(77), (78), (63)",
-    note="√f_s has a unit, so β* would depend on how time is counted. Minimised numerically, 1 − β* is proportional to f_s.",
+    note="√f_s has a unit, so β* would depend on how time is counted. Minimised numerically, 1 − β* is "
+    "proportional to f_s. The corrected form is 1 % too large at S₀ = 10⁴σ², 18 % at 100σ², 87 % at 10σ².",
 )
 def best_cutoff(one_less: Form, effort: Effort) -> Outcome:
     cases = [(1.0, 1e4, 1e-4), (1.0, 1e4, 1e-3), (1.0, 1e5, 1e-3), (1.0, 100.0, 0.1)]
