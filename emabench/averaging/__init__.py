@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from emabench.averaging._checks import NotFinite
 from emabench.averaging.annealing import Annealing, merge_weights
-from emabench.averaging.blends import BEMA, EMAOfEMA, TailBlend, blend_curve
+from emabench.averaging.blends import BEMA, EMAOfEMA, TailBlend
 from emabench.averaging.families import LAWA, PowerEMA, SqrtEMA
 from emabench.averaging.layers import ArticleEq26, ArticleEq37, GradientNorm, GradientShare, PerLayer
-from emabench.averaging.mixture import Mixture, greedy
+from emabench.averaging.mixture import Mixture
 from emabench.averaging.profiles import EMA, KINDS, Mean, Profile, from_dict
+from emabench.averaging.scoring import blend_curve, greedy
 from emabench.averaging.warmup import Warmup
 
 if TYPE_CHECKING:

@@ -14,8 +14,6 @@ from emabench.averaging.profiles import EMA, RAW, GradientNorms, Profile, Step, 
 if TYPE_CHECKING:
     import numpy as np
 
-    from emabench.averaging.averager import Averager
-
 
 @dataclass(frozen=True)
 class BEMA(Profile, kind="bema"):
@@ -201,14 +199,3 @@ class _ChainStepper(Stepper):
         (first, _), (second, _) = steps
         n = len(self.component)
         return [Step(0, [first] * n), Step(1, [second] * n, source=0)]
-
-
-def blend_curve(
-    averager: Averager, name: str, score: Any, weights: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-) -> dict[float, float]:
-    """By weight w, `score()` of the model with (1 − w)·θ + w·average `name` in place: a curve from one training."""
-    curve = {}
-    for w in weights:
-        with averager.applied(Mixture(of={name: float(w), RAW: 1.0 - float(w)})):
-            curve[float(w)] = score()
-    return curve

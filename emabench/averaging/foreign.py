@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emabench.averaging import tensors
 from emabench.averaging._checks import check_choice
 from emabench.averaging.following import entries
-
-if TYPE_CHECKING:
-    from emabench.averaging.averager import Averager
+from emabench.averaging.values import Values
 
 
 @dataclass(frozen=True)
@@ -128,21 +126,19 @@ def read(saved: Mapping[str, Any], kind: str | None = None) -> tuple[str, Foreig
     )
 
 
-def load(averager: Averager, saved: Mapping[str, Any], name: str, kind: str | None) -> list[str]:
+def load(values: Values, saved: Mapping[str, Any], name: str, kind: str | None) -> list[str]:
     """See `Averager.load_foreign`."""
-    averages = averager.averages
-    if name not in averages:
-        averager.weights(name)  # raises the error that names the known ones
-    average = averages[name]
+    updated, tracked = values.updates, values.tracked
+    average = values.average(name)
     profile = average.profile
     if not profile.is_its_set:
         raise ValueError(
             f"average {name!r} is of kind {profile.kind!r}, which one set of weights does not determine"
         )
     known, content = read(saved, kind)
-    weights = _by_name(averager, content)
+    weights = _by_name(tracked.model, content)
     messages, sources = [], []
-    for f, own, live in zip(averager.followed, average.sets[0], averager.live(), strict=True):
+    for f, own, live in zip(tracked.followed, average.sets[0], tracked.live(), strict=True):
         source = weights.get(f.name)
         if source is None:
             if not f.is_buffer:
@@ -158,7 +154,7 @@ def load(averager: Averager, saved: Mapping[str, Any], name: str, kind: str | No
         sources.append(source)
     updates = content.updates
     if updates is None:
-        updates = max(averager.updates, int(profile.start))
+        updates = max(updated.count, int(profile.start))
         messages.append(f"the {known} format keeps no count of updates: it stays {updates}")
     if not profile.started(updates):
         updates = int(profile.start) + profile.every
@@ -174,22 +170,22 @@ def load(averager: Averager, saved: Mapping[str, Any], name: str, kind: str | No
         own.copy_(source)
     for low in average.compensation or ():
         low.zero_()
-    others = [other for other in averages if other != name]
-    if updates != averager.updates and others:
+    others = [other for other in updated.averages if other != name]
+    if updates != updated.count and others:
         messages.append(
             f"the count of updates is {updates} now for all averages; {', '.join(others)} keep their weights"
         )
-    averager.updates = updates
-    for one in averages.values():
+    updated.count = updates
+    for one in updated.averages.values():
         one.updates_done = one.profile.updates_done(updates)
         one.stepper.state = one.stepper.state_after(one.updates_done)
     return messages
 
 
-def _by_name(averager: Averager, content: Foreign) -> Mapping[str, Tensor]:
-    """The weights under the plain names of the averager's model."""
+def _by_name(model: nn.Module, content: Foreign) -> Mapping[str, Tensor]:
+    """The weights under the plain names of the model."""
     names: dict[int, str] = {}
-    for entry in entries(averager.model):
+    for entry in entries(model):
         names.setdefault(id(entry.tensor), entry.name)
     if isinstance(content.weights, Mapping):
         plain = {
@@ -204,10 +200,10 @@ def _by_name(averager: Averager, content: Foreign) -> Mapping[str, Tensor]:
             }
         return {
             first: weights[e.name]
-            for e in entries(averager.model)
+            for e in entries(model)
             if (first := names[id(e.tensor)]) and e.name in weights
         }
-    parameters = list(averager.model.parameters())
+    parameters = list(model.parameters())
     if len(parameters) != len(content.weights):
         trained = [p for p in parameters if p.requires_grad]
         if len(trained) != len(content.weights):

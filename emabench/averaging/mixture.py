@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,6 @@ from emabench.averaging.profiles import Profile
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from emabench.averaging.averager import Averager
 
 
 @dataclass(frozen=True)
@@ -60,32 +58,3 @@ class Mixture(Profile, kind="mixture"):
 
     def weights(self, T: int) -> np.ndarray:
         raise ValueError("the weights of a mixture follow from its parts: ask Averager.weights(name, T)")
-
-
-def greedy(
-    averager: Averager, score: Callable[[], float], *, higher: bool = True, names: Sequence[str] | None = None
-) -> Mixture:
-    """Greedy soup (Wortsman et al. 2022, recipe 1) over the averages of one training.
-
-    averager: its averages `names` (all, and "raw", if not given) are tried from the best alone to the worst; one
-        is added to the uniform mean of those chosen when that makes the score no worse.
-    score: measures the model with the weights in place, on validation data that no result is reported on; not
-        finite counts as worst.
-    """
-
-    def measure(of: Mapping[str, float]) -> float:
-        with averager.applied(Mixture(of=of)):
-            value = score()
-        value = value if higher else -value
-        return value if math.isfinite(value) else -math.inf
-
-    candidates = [*averager.names, "raw"] if names is None else list(names)
-    alone = {name: measure({name: 1.0}) for name in candidates}
-    ranked = sorted(candidates, key=lambda name: -alone[name])
-    chosen, best = [ranked[0]], alone[ranked[0]]
-    for name in ranked[1:]:
-        trial = [*chosen, name]
-        value = measure(dict.fromkeys(trial, 1.0 / len(trial)))
-        if value >= best:
-            chosen, best = trial, value
-    return Mixture(of=dict.fromkeys(chosen, 1.0 / len(chosen)))

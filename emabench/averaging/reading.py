@@ -1,4 +1,4 @@
-"""What an averager gives away: a state_dict, a file, a second model, and where an average stands."""
+"""What is read of averages: their values, a state_dict, a file, a second model, and where an average stands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,9 @@ from torch import Tensor, nn
 from emabench.averaging import safetensors, tensors
 from emabench.averaging.copying import Settings, copy_model
 from emabench.averaging.following import entries, extra_states
+from emabench.averaging.mixture import Mixture
 from emabench.averaging.profiles import window_of
-
-if TYPE_CHECKING:
-    from emabench.averaging.averager import Averager
-    from emabench.averaging.mixture import Mixture
+from emabench.averaging.values import Values
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Status:
 
 
 def export(
-    averager: Averager,
+    averages: Values,
     name: str | Mixture,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
@@ -52,10 +50,10 @@ def export(
     followed_only: bool,
 ) -> dict[str, Any]:
     """See `Averager.export`."""
-    values = averager.values_by_id(name)
-    followed = {id(f.tensor) for f in averager.followed}
+    values = averages.by_id(name)
+    followed = {id(f.tensor) for f in averages.tracked.followed}
     exported: dict[str, Any] = {}
-    for entry in entries(averager.model):
+    for entry in entries(averages.tracked.model):
         tensor = entry.tensor
         if not entry.persistent or (followed_only and id(tensor) not in followed):
             continue
@@ -63,7 +61,7 @@ def export(
         value = tensors.like(tensor, values.get(id(tensor)))
         exported[entry.own_name if own_names else entry.name] = _copied(value, device or tensor.device, own)
     if not followed_only:
-        for plain, own_name, extra in extra_states(averager.model):
+        for plain, own_name, extra in extra_states(averages.tracked.model):
             exported[own_name if own_names else plain] = extra
     return exported
 
@@ -75,38 +73,34 @@ def _copied(value: Tensor, device: torch.device | str, dtype: torch.dtype) -> Te
 
 
 def save_model(
-    averager: Averager, path: str | os.PathLike[str], name: str | Mixture, dtype: torch.dtype | None
+    averages: Values, path: str | os.PathLike[str], name: str | Mixture, dtype: torch.dtype | None
 ) -> None:
     """See `Averager.save_model`."""
-    state = averager.export(name, dtype, device="cpu")
+    state = export(averages, name, dtype, "cpu", own_names=False, followed_only=False)
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"{key!r} is a {type(value).__name__}, and safetensors holds tensors: use export and torch.save"
             )
-    profile = (
-        averager.profiles[name].to_dict()
-        if isinstance(name, str) and name in averager.profiles
-        else str(name)
-    )
+    average = averages.updates.averages.get(name) if isinstance(name, str) else None
     metadata = {
         "format": "pt",
         "average": str(name),
-        "profile": json.dumps(profile),
-        "updates": str(averager.updates),
+        "profile": json.dumps(average.profile.to_dict() if average else str(name)),
+        "updates": str(averages.updates.count),
     }
     safetensors.save(path, state, metadata)
 
 
-def module(averager: Averager, name: str | Mixture) -> nn.Module:
+def module(averages: Values, name: str | Mixture) -> nn.Module:
     """See `Averager.module`."""
-    if averager.sharded:
+    if averages.tracked.sharded:
         raise ValueError(
             "a sharded model has no copy in one process: export the average and load it where it is served"
         )
-    source = _unwrapped(averager.model)
+    source = _unwrapped(averages.tracked.model)
     copied = copy_model(source).eval().requires_grad_(False)
-    refresh = _Refresh(averager, name, source, copied)
+    refresh = _Refresh(averages, name, source, copied)
     refresh(copied)
     copied.register_forward_pre_hook(refresh)
     return copied
@@ -125,22 +119,22 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 class _Refresh:
     """Before a forward: the copy takes the average if there was an update since. A copy of the copy stays as it is."""
 
-    def __init__(self, averager: Averager, name: str | Mixture, source: nn.Module, target: nn.Module) -> None:
-        self._averager, self._name, self._updates = weakref.ref(averager), name, -1
+    def __init__(self, averages: Values, name: str | Mixture, source: nn.Module, target: nn.Module) -> None:
+        self._averages, self._name, self._updates = weakref.ref(averages), name, -1
         self._settings = Settings(source, target)
         self._tensors = {e.name: e.tensor for e in entries(target)}
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, args: Any = ()) -> None:
-        averager = self._averager()
-        if averager is None or averager.updates == self._updates:
+        averages = self._averages()
+        if averages is None or averages.updates.count == self._updates:
             return
         if len(self._tensors) and any(e.tensor is not self._tensors.get(e.name) for e in entries(module)):
             self._tensors = {e.name: e.tensor for e in entries(module)}  # it was converted
         self._settings.take_over()
-        for f, value in averager.state_of(self._name):
+        for f, value in averages.of_model(self._name):
             self._tensors[f.name].copy_(value)
-        self._updates = averager.updates
+        self._updates = averages.updates.count
 
     def __deepcopy__(self, memo: Any) -> _Stays:
         return _Stays()
@@ -156,34 +150,32 @@ class _Stays:
         return None
 
 
-def status(averager: Averager, name: str, drift: bool) -> Status:
+def status(averages: Values, name: str, drift: bool) -> Status:
     """See `Averager.status`."""
-    if name not in averager.profiles:
-        averager.weights(name)  # raises the error that names the known ones
-    profile, t = averager.profiles[name], averager.updates
+    average, t = averages.average(name), averages.updates.count
     described: dict[str, float] = {}
     try:
-        if not profile.combines:
-            described = profile.describe(t)
+        if not average.profile.combines:
+            described = average.profile.describe(t)
     except ValueError:  # it depends on the gradients
         described = {}
     return Status(
         updates=t,
-        started=profile.started(t),
-        decay=averager.latest_decay(name),
+        started=average.profile.started(t),
+        decay=average.decay,
         window=window_of(described),
         half_life=described.get("half_life"),
         initial_weight=described.get("start_weight"),
-        drift=_drift(averager, name) if drift else None,
+        drift=_drift(averages, name) if drift else None,
     )
 
 
 @torch.no_grad()
-def _drift(averager: Averager, name: str) -> float:
+def _drift(averages: Values, name: str) -> float:
     """‖average − weights‖ / ‖weights‖; of shards, those of this process."""
 
     def squares() -> Iterator[tuple[float, float]]:
-        for f, value in averager.state_of(name):
+        for f, value in averages.of_model(name):
             if not f.is_buffer and tensors.averageable(f.tensor):
                 live = tensors.local(f.tensor.detach()).to(value.device, value.dtype)
                 yield float((value - live).norm()) ** 2, float(live.norm()) ** 2

@@ -6,17 +6,15 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from emabench.averaging import safetensors, tensors
+from emabench.averaging.average import Average
 from emabench.averaging.profiles import from_dict
 from emabench.averaging.tensors import Followed
-
-if TYPE_CHECKING:
-    from emabench.averaging.averager import Average
 
 FORMAT = 2
 _RENAMED = {

@@ -45,6 +45,12 @@ def shadow_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return held.to_complex() if tensor.is_complex() and not held.is_complex else held
 
 
+def empty_average(tensor: Tensor, dtype: torch.dtype | None, on_cpu: bool) -> Tensor:
+    """Memory for an average of `tensor`, on its device or on the CPU; of a sharded one, for this process's part."""
+    shard = local(tensor.detach())
+    return torch.empty_like(shard, dtype=shadow_dtype(tensor, dtype), device="cpu" if on_cpu else None)
+
+
 def like(tensor: Tensor, shard: Tensor | None) -> Tensor:
     """`shard` as the kind of tensor that `tensor` is (a DTensor's averaged shard becomes a DTensor); None: itself."""
     if shard is None:

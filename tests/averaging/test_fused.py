@@ -67,7 +67,7 @@ torch.manual_seed(0)
 model = torch.nn.Linear(5, 7)
 rules = {"ema": EMA(decay=.9, warmup=5), "twice": EMAOfEMA(decay=.8), "late": Mean(start=3)}
 averager, well = Averager(model, rules), Averager(model, rules)
-assert averager._plan is None or averager._plan.arithmetic == "triton"
+assert averager._updates._plan is None or averager._updates._plan.arithmetic == "triton"
 counted = Synchronisations()
 def step():
     with torch.no_grad():

@@ -53,7 +53,7 @@ def test_it_takes_float32_averages_of_float32_and_bfloat16_weights_alone():
     ):
         averager = Averager(nn.Linear(3, 3).to(dtype), {"ema": EMA(decay=0.5)})
         averager.update()
-        assert (averager._plan._native is not None) == served
+        assert (averager._updates._plan._native is not None) == served
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -202,7 +202,7 @@ def test_an_update_allocates_nothing_the_size_of_the_model(dtype, compensated, p
         averager.update()
     largest = max((event.self_cpu_memory_usage for event in profile.events()), default=0)
     assert largest < 100_000
-    scratch = sum(t.numel() * t.element_size() for t in averager._plan._scratch.values())
+    scratch = sum(t.numel() * t.element_size() for t in averager._updates._plan._scratch.values())
     assert scratch <= 3 * 4 * 2**20
 
 
