@@ -299,9 +299,12 @@ class Config(Section):
                     raise ValueError(f"ema: {error}") from error
         if self.snapshots.every:
             for width in self.snapshots.sigma_rel:
-                named_profiles[f"power_{width:g}"] = profiles.from_dict(
-                    {"kind": "power_ema", "sigma_rel": width}
-                )
+                name = f"power_{width:g}"
+                if name in named_profiles:
+                    raise ValueError(
+                        f"snapshots.sigma_rel={self.snapshots.sigma_rel}: names {width:g} twice; give each once"
+                    )
+                named_profiles[name] = profiles.from_dict({"kind": "power_ema", "sigma_rel": width})
         for name, spec in self.averages.items():
             if (
                 name == "raw"

@@ -239,6 +239,12 @@ FOLDERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("widths", ["[0.1,0.1]", "[0.05,0.1,0.1000001]"])
+def test_a_width_named_twice_is_refused(widths: str) -> None:
+    with pytest.raises(UserError, match=r"snapshots\.sigma_rel=.*0\.1 twice; give each once"):
+        configuration(["task=quadratic", "scale=smoke", "snapshots.every=5", f"snapshots.sigma_rel={widths}"])
+
+
 @pytest.mark.parametrize("key", ["results_dir", "data_dir"])
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_path_is_taken_as_it_is(key: str, folder: str) -> None:
