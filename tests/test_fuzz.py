@@ -484,19 +484,17 @@ def test_whatever_is_thrown_is_answered_in_words(
         throw: Callable[[random.Random], tuple[object, int]] = getattr(thrower, kind.replace(" ", "_"))
         counts[kind] = Counter()
         for number in range(round(CASES * share)):
-            message = io.StringIO()
+            screen = io.StringIO()
             try:
-                with contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
+                with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
                     thrown, status = throw(random.Random(f"{kind} {number}"))
             except (Exception, SystemExit, RecursionError) as error:
                 wrong.append(f"{kind} {number}: {type(error).__name__}: {str(error)[:300]}")
                 continue
             counts[kind][status] += 1
-            if status not in ALLOWED[kind] or "Traceback" in message.getvalue():
-                wrong.append(
-                    f"{kind} {number}: {status} for {str(thrown)[:300]}: {message.getvalue()[-300:]}"
-                )
-            if status != DONE and not message.getvalue().strip() and kind != "table file":
+            if status not in ALLOWED[kind] or "Traceback" in screen.getvalue():
+                wrong.append(f"{kind} {number}: {status} for {str(thrown)[:300]}: {screen.getvalue()[-300:]}")
+            if status != DONE and not screen.getvalue().strip() and kind != "table file":
                 wrong.append(f"{kind} {number}: {status} and not a word for {str(thrown)[:300]}")
     total = sum(sum(found.values()) for found in counts.values())
     said_of = [f"{total} malformed inputs, answered with exit status"]

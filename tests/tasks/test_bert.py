@@ -60,7 +60,7 @@ def unmasked(batch: Batch) -> torch.Tensor:
 def test_segments_are_text_and_the_second_follows_or_does_not() -> None:
     batch = sequences().draw(400, generator(0, "test"))
     follows = 0
-    for ids, segments, message in zip(unmasked(batch), batch.segments, batch.is_next, strict=True):
+    for ids, segments, is_next in zip(unmasked(batch), batch.segments, batch.is_next, strict=True):
         assert ids[0] == 2 and ids[-1] == 3
         first = ids[segments == 0][1:-1]
         second = ids[segments == 1][:-1]
@@ -68,8 +68,8 @@ def test_segments_are_text_and_the_second_follows_or_does_not() -> None:
         assert len(first) + len(second) == 61 and min(len(first), len(second)) >= 15
         for piece in (first, second):
             assert torch.equal(piece.diff(), torch.ones_like(piece[1:]))
-        assert bool(message) == (second[0] == first[-1] + 1)
-        follows += int(message)
+        assert bool(is_next) == (second[0] == first[-1] + 1)
+        follows += int(is_next)
     assert 150 < follows < 250
 
 
