@@ -26,6 +26,8 @@ dependencies = ["emabench"]
 lab = "lab_averages"
 """
 
+pytestmark = pytest.mark.slow  # builds the wheel and environments for it
+
 
 def build(project: Path, to: Path) -> Path:
     """The wheel of a project."""

@@ -76,6 +76,7 @@ def local_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 # -- without a cluster --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_interrupted_job_is_requeued_and_gives_what_a_local_run_gives(
     tmp_path: Path, local_rows: dict[str, Any]
@@ -301,6 +302,7 @@ def cluster() -> Iterator[str]:
         shutil.rmtree(state)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_table_on_a_cluster_that_stops_its_jobs(
     cluster: str,
@@ -352,6 +354,7 @@ def test_a_table_on_a_cluster_that_stops_its_jobs(
     assert "β = 0.999" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sweep_on_a_cluster_submits_each_run_once(
     cluster: str,
@@ -393,6 +396,7 @@ def test_a_sweep_on_a_cluster_submits_each_run_once(
     assert submitted() == "submitted 0 of 2"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("processes", ["", "2"])
 def test_the_plain_template_goes_on_where_it_was_stopped(
