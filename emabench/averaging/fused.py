@@ -7,6 +7,7 @@ The same lerp form as the CPU path, within rounding. `table` gives None where th
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ from emabench.averaging.tensors import dense
 if TYPE_CHECKING:
     from emabench.averaging.kernels import Move
 
+OLDEST_TRITON = (
+    3,
+    2,
+)  # in the interpreter of 3.0 (torch 2.4) the kernel's results are wrong; 3.1 is unchecked
 BLOCK = 4096  # elements that one program handles
 
 
@@ -124,9 +129,11 @@ def progress(t: Table, wait: bool) -> tuple[int, int]:
 
 @functools.cache
 def _kernel() -> Any:
-    """The kernel's module, or None without Triton."""
+    """The kernel's module, or None without Triton or with one that is too old."""
     try:
+        version = importlib.metadata.version("triton")
         from emabench.averaging import fused_kernel
     except ImportError:
         return None
-    return fused_kernel
+    old = tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON
+    return None if old else fused_kernel

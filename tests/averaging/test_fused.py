@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from emabench.averaging import EMA, Averager, Mean
+from emabench.averaging import EMA, Averager, Mean, fused
 
 CHECK = """
 import torch
@@ -120,6 +120,8 @@ else:
 @pytest.mark.parametrize("code", [CHECK, ENGINE], ids=["kernel", "engine"])
 def test_the_kernel_equals_the_cpu_path_and_refuses_without_asking_the_host(code):
     pytest.importorskip("triton")
+    if fused._kernel() is None:
+        pytest.skip("the kernel is not used with a Triton this old")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
