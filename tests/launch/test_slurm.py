@@ -374,11 +374,13 @@ def test_a_sweep_on_a_cluster_submits_each_run_once(
 
     assert submitted() == "submitted 2 of 2"
     assert submitted() == "submitted 0 of 2"
-    assert main([*words, "--status"]) == DONE
-    assert "seed=1" in capsys.readouterr().out
     cancelled = slurm.submitted(long_runs(tmp_path)[1])
     assert cancelled
-    subprocess.run(["scancel", slurm.queue()[cancelled].job], check=True)
+    subprocess.run(
+        ["scancel", slurm.queue()[cancelled].job], check=True
+    )  # at once, before it may have finished
+    assert main([*words, "--status"]) == DONE
+    assert "seed=1" in capsys.readouterr().out
     wait_until(lambda: cancelled not in slurm.queue(), "it is cancelled")
     directory = RunDirectory(long_runs(tmp_path)[1].directory())
     wait_until(lambda: not directory.held(), "its process has ended")

@@ -63,7 +63,7 @@ def little_room(
     whole = RunDirectory(undisturbed.directory())
     if request.param == "limit":  # on the size of a file, as a quota's: history.jsonl grows past it
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (whole.history.stat().st_size // 2, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole.history.stat().st_size * 7 // 8, before[1]))
         try:
             yield tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
         finally:
@@ -208,7 +208,7 @@ def test_of_two_processes_on_one_run_the_second_leaves(
 def test_a_terminal_that_closes_stops_the_run_as_a_signal_does(undisturbed: Config, tmp_path: Path) -> None:
     """A hang-up, and from then on a terminal to which every write is an error."""
     config = undisturbed.model_copy(update={"results_dir": str(tmp_path)})
-    words = ["task=quadratic", "scale=smoke", "device=cpu", f"results_dir={tmp_path}", *LONG, "log_every=1"]
+    words = ["task=quadratic", "scale=smoke", "device=cpu", f"results_dir={tmp_path}", *LONG, "log_every=2"]
     directory = RunDirectory(config.directory())
     pid, terminal = pty.fork()
     if not pid:  # the child: the terminal is its standard output and error
